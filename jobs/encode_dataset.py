@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""Encode videos into a Parquet dataset of CogVideoX latents.
+
+    python jobs/encode_dataset.py --config configs/cogvideox-5b.yaml --input.uri s3://videos --output.uri s3://latents
+    ray job submit --working-dir . -- python jobs/encode_dataset.py --config …
+
+Without arguments it runs the quick start on the clips that come with the project.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the short form of `ray job submit` runs this file without installing it
+
+from pipeline.account import ExitCode  # noqa: E402
+from pipeline.command_line import parse_command_line  # noqa: E402
+from pipeline.driver import run_encode  # noqa: E402
+from pipeline.errors import ConfigError, PipelineError, RunRefusedError  # noqa: E402
+
+
+def main(arguments: list[str]) -> int:
+    config = parse_command_line(arguments, quick_start=ROOT / "configs" / "quickstart.yaml")
+    logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    for package in ("pipeline", "cogvae"):
+        logging.getLogger(package).setLevel(config.run.log_level.upper())
+    try:
+        return run_encode(config)
+    except (ConfigError, RunRefusedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ExitCode.USAGE
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ExitCode.FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Video in, latents out: planning, decoding, engine, actors, dataset format, driver."""

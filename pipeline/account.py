@@ -1,0 +1,77 @@
+"""What became of every planned clip, and the exit code that follows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from pipeline.types import Rejection, ShardSummary
+
+
+class ExitCode(IntEnum):
+    COMPLETE = 0
+    FAILED = 1
+    USAGE = 2
+    OVER_MAX_QUARANTINED = 3
+    STOPPED = 4
+    """Stopped before the end; the same command resumes."""
+
+
+@dataclass(slots=True)
+class Account:
+    """``planned = written + quarantined + filtered + pending``, added up as shards are committed."""
+
+    planned: int = 0
+    written: int = 0
+    quarantined: int = 0
+    filtered: int = 0
+    size_bytes: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    """How often each reason, of quarantined and filtered clips."""
+
+    @property
+    def pending(self) -> int:
+        return self.planned - self.written - self.quarantined - self.filtered
+
+    def add_shard(self, summary: ShardSummary) -> None:
+        self.written += summary.num_rows
+        self.size_bytes += summary.size_bytes
+        self.add_rejections(summary.rejections)
+
+    def add_rejections(self, rejections: Iterable[Rejection]) -> None:
+        for rejection in rejections:
+            self.reasons[rejection.reason] += 1
+            if rejection.status == "quarantined":
+                self.quarantined += 1
+            else:
+                self.filtered += 1
+
+    def is_over(self, max_quarantined: float | None) -> bool:
+        """Whether more clips are quarantined than allowed: a count, or below 1 a share of the plan."""
+        if max_quarantined is None:
+            return False
+        allowed = max_quarantined * self.planned if 0 < max_quarantined < 1 else max_quarantined
+        return self.quarantined > allowed
+
+    def summary(self) -> str:
+        """One line for a person."""
+        line = (
+            f"planned {self.planned} = written {self.written} + quarantined {self.quarantined} "
+            f"+ filtered {self.filtered} + pending {self.pending}"
+        )
+        if self.reasons:
+            line += "; " + ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common())
+        return line
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "planned": self.planned,
+            "written": self.written,
+            "quarantined": self.quarantined,
+            "filtered": self.filtered,
+            "pending": self.pending,
+            "size_bytes": self.size_bytes,
+            "reasons": dict(self.reasons.most_common()),
+        }

@@ -1,0 +1,111 @@
+"""Joining a Ray cluster, or starting a private one on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_PACKAGE_ROOT = str(Path(__file__).resolve().parents[1])
+_STORE_SHARE = 0.3
+"""Of the machine's memory, for the object store of a private cluster."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorResources:
+    """How many actors a run gets, and what each holds."""
+
+    actors: int
+    num_gpus: float
+    threads: int | None
+    """torch threads of an actor without a GPU."""
+    frame_budget_bytes: int
+    """Decoded frames that one actor may hold: what was asked for, within half of the object store."""
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.num_gpus else "cpu"
+
+
+@contextlib.contextmanager
+def ray_cluster(config: RunConfig) -> Iterator[None]:
+    """Join the cluster named by ``RAY_ADDRESS`` (set inside a Ray job), else start one on this machine.
+
+    Without an explicit address ``ray.init`` would follow a stale address file of some other cluster.
+    """
+    if ray.is_initialized():  # the caller's own cluster, as in tests: theirs to close
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS", "local")
+    runtime_env = {"env_vars": {"PYTHONPATH": _PACKAGE_ROOT}}
+    if address == "local":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # A private cluster needs no token, and must not leave one in the home folder for others to trip over.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        wanted = 4 * (config.cluster.actors or 1) * config.cluster.frame_budget_bytes
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            logging_level="warning",
+            log_to_driver=True,
+            object_store_memory=min(wanted, int(memory * _STORE_SHARE)),
+            runtime_env=runtime_env,
+        )
+    else:
+        # A job with a working_dir has its own runtime environment, which may not be given twice.
+        in_job = '"working_dir"' in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")
+        ray.init(address=address, logging_level="warning", runtime_env=None if in_job else runtime_env)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def plan_actors(config: RunConfig) -> ActorResources:
+    """Share the cluster's GPUs, or its cores, among the actors.
+
+    Raises:
+        ConfigError: the cluster has no CPU for decoding, or no GPU although the run asks for one.
+    """
+    resources = ray.cluster_resources()
+    cpus, gpus = int(resources.get("CPU", 0)), resources.get("GPU", 0.0)
+    if cpus < 1:
+        raise ConfigError("the cluster offers no CPU, but decoding needs num_cpus=1; start a node with --num-cpus")
+    wants_gpu = config.vae.device == "cuda" or (config.vae.device == "auto" and gpus > 0)
+    if not wants_gpu:
+        actors = config.cluster.actors or 1
+        threads = config.cluster.threads_per_actor or max(1, cpus // actors)
+        return ActorResources(actors=actors, num_gpus=0, threads=threads, frame_budget_bytes=_frame_budget(config, actors))
+    share = config.cluster.gpus_per_actor
+    slots = int(gpus / share)
+    if slots < 1:
+        raise ConfigError(f"vae.device is cuda, but the cluster's nodes offer {gpus:g} GPUs; set vae.device: cpu")
+    actors = min(config.cluster.actors or slots, slots)
+    if config.cluster.actors and config.cluster.actors > slots:
+        logger.warning("only %d of %d actors fit %g GPUs", slots, config.cluster.actors, gpus)
+    return ActorResources(
+        actors=actors,
+        num_gpus=share,
+        threads=config.cluster.threads_per_actor,
+        frame_budget_bytes=_frame_budget(config, actors),
+    )
+
+
+def _frame_budget(config: RunConfig, actors: int) -> int:
+    """Frames beyond half of the object store would spill to disk."""
+    asked = config.cluster.frame_budget_bytes
+    share = int(ray.cluster_resources().get("object_store_memory", 0) / 2 / actors)
+    if share < asked:
+        logger.info("frame budget lowered asked=%d got=%d: half of the object store, shared by actors", asked, share)
+    return min(asked, share)

@@ -1,0 +1,110 @@
+"""From a YAML file and dotted options to a ``RunConfig``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from pydantic import ValidationError
+from pydantic_settings import CliApp
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+
+SHORT_FORMS = {
+    "--append": "--run.append",
+    "--takeover": "--run.takeover",
+    "--limit": "--input.limit",
+}
+_HELP = """Encodes videos into a Parquet dataset of CogVideoX latents.
+
+  --config FILE   settings in YAML; configs/example.yaml explains every one
+  --append        the same as --run.append
+  --limit N       the same as --input.limit N
+  --takeover      the same as --run.takeover
+
+Run the same command again to resume. Exit codes: 0 complete, 1 failed, 2 usage, 3 over run.max_quarantined,
+4 stopped and resumable. The outcome also stands in <output.uri>/status.json.
+"""
+_PATH_SETTINGS = (("input", "uri"), ("output", "uri"), ("vae", "weights"))
+
+
+def load_config_file(path: str | Path) -> dict[str, Any]:
+    """The settings of a YAML file. Paths that begin with ``./`` or ``../`` start at the file's folder.
+
+    Raises:
+        ConfigError: the file does not exist, or is not a YAML mapping of sections.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: not YAML: {error}") from error
+    if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
+        raise ConfigError(f"--config {path}: expected sections such as 'input:' with settings in them")
+    for section, name in _PATH_SETTINGS:
+        value = values.get(section, {}).get(name)
+        if isinstance(value, str) and value.startswith(("./", "../")):
+            values[section][name] = str((path.resolve().parent / value).resolve())
+    return values
+
+
+def parse_command_line(arguments: list[str], quick_start: Path | None = None) -> RunConfig:
+    """Settings of the file named by ``--config``, overridden by options such as ``--input.uri``.
+
+    Prints help or a usage error and exits (0 or 2), as command lines do.
+
+    Args:
+        quick_start: the settings to run with where there are no arguments at all.
+    """
+    try:
+        arguments, file = _take_config_option(arguments)
+        if not arguments and file is None:
+            file = quick_start
+        wants_help = "-h" in arguments or "--help" in arguments
+        values = load_config_file(file) if file is not None and not wants_help else {}
+    except ConfigError as error:
+        _exit_with_usage(str(error))
+    if wants_help:
+        print(_HELP)
+    try:
+        return CliApp.run(RunConfig, cli_args=[_long_form(argument) for argument in arguments], **values)
+    except ValidationError as error:
+        _exit_with_usage("\n".join(_describe(problem) for problem in error.errors()))
+
+
+def _take_config_option(arguments: list[str]) -> tuple[list[str], Path | None]:
+    rest: list[str] = []
+    file: Path | None = None
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, value = argument.partition("=")
+        if name != "--config":
+            rest.append(argument)
+            continue
+        value = value if equals else next(remaining, "")
+        if not value:
+            raise ConfigError("--config needs a file")
+        file = Path(value)
+    return rest, file
+
+
+def _long_form(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return SHORT_FORMS.get(name, name) + equals + value
+
+
+def _describe(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    given = "" if problem["type"] in ("missing", "value_error") else f" (given: {problem['input']!r})"
+    return f"{where}: {message}{given}" if where else message
+
+
+def _exit_with_usage(message: str) -> NoReturn:
+    print(f"{message}\n\nSee --help for every setting.", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,235 @@
+"""Every setting of a run, its default and its meaning, in one place.
+
+YAML files and the command line both end here; what a run used is saved beside its output. The docstring
+under a field is what ``--help`` prints.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from pipeline.types import Bucket
+
+StorageOptions = dict[str, Any]
+SECRET_OPTIONS = ("key", "secret", "token", "password", "connection_string", "credential", "sas")
+
+
+def _bucket_key(value: str) -> str:
+    return Bucket.parse(value).key
+
+
+BucketKey = Annotated[str, AfterValidator(_bucket_key)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+class InputConfig(Section):
+    """Where the videos come from."""
+
+    uri: str
+    """Folder, glob, single video, or table of videos (.jsonl, .csv, .parquet), on any fsspec URL."""
+    format: Literal["auto", "files", "table"] = "auto"
+    """What the URI names; auto tells a table by its extension."""
+    extensions: tuple[str, ...] = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".gif")
+    """Files in a folder that count as videos."""
+    video_column: str = "video"
+    """Table column that holds the video's path; relative paths start at the table's folder."""
+    limit: PositiveInt | None = None
+    """Stop listing after so many new videos. Also written --limit."""
+    storage_options: StorageOptions = Field(default_factory=dict)
+    """Passed to fsspec for the input, such as {endpoint_url: ...}. Credentials belong in the environment."""
+
+
+class OutputConfig(Section):
+    """Where the latents go, and in which form."""
+
+    uri: str
+    """Folder of the dataset, on any fsspec URL."""
+    dtype: Literal["float16", "bfloat16", "float32"] | None = None
+    """Stored dtype of the latents. None keeps the dtype of the model."""
+    logvar: bool = True
+    """Store the log-variance too, so that training can sample the posterior. Doubles the size."""
+    first_frame: bool = False
+    """Also encode frame 0 alone and keep its pixels, for image-to-video training."""
+    compression: Literal["none", "zstd"] = "none"
+    """Of the tensor columns. zstd saves about a tenth and gives up reading one sample by its offset."""
+    shard_bytes: PositiveInt = 192 << 20
+    """Aimed size of one Parquet object."""
+    row_group_bytes: PositiveInt = 24 << 20
+    """Aimed size of one row group."""
+    storage_options: StorageOptions = Field(default_factory=dict)
+    """Passed to fsspec for the output."""
+
+
+class VaeConfig(Section):
+    """The model."""
+
+    weights: str
+    """Folder, fsspec URL or hub id of an AutoencoderKLCogVideoX: config.json and safetensors."""
+    subfolder: str | None = None
+    """Folder of the VAE inside the weights, usually vae for a whole pipeline."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub repository."""
+    variant: str | None = None
+    """Variant of the weight files, such as fp16."""
+    dtype: Literal["float16", "bfloat16", "float32"] = "bfloat16"
+    """Dtype in which the model runs."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where the cluster has one."""
+    tiling: Literal["exact", "blend"] = "exact"
+    """exact has no seams; blend equals diffusers' tiling, seams included, and needs memory for one tile only."""
+    model: str | None = None
+    """How readers scale the latents: cogvideox-2b, cogvideox-5b or cogvideox-1.5-5b. None: by the weights' own factor."""
+    storage_options: StorageOptions = Field(default_factory=dict)
+    """Passed to fsspec for the weights."""
+
+
+class ClipConfig(Section):
+    """How a video becomes clips of fixed shape."""
+
+    buckets: tuple[BucketKey, ...] = Field(default=("49x480x720@8",), min_length=1)
+    """Shapes FRAMESxHEIGHTxWIDTH@FPS. A clip takes the nearest aspect ratio that it is long enough for."""
+    windows: Literal["first", "all"] = "first"
+    """first: one clip a video. all: as many non-overlapping clips as the video holds."""
+    short: Literal["drop", "repeat_last"] = "drop"
+    """A video too short for every bucket: left out, or its last frame repeated."""
+    min_fps_share: float = Field(default=0.9, ge=0, le=1)
+    """Leave out sources slower than this share of the bucket's rate: their frames would repeat."""
+    max_upscale: PositiveFloat | None = None
+    """Leave out sources that would be enlarged by more than this factor. None: no limit."""
+
+
+class DecodeConfig(Section):
+    """Limits of video decoding. A file that passes one is quarantined, never the run stopped."""
+
+    timeout_s: PositiveFloat = 120
+    """Wall clock for probing or decoding one video."""
+    memory_bytes: PositiveInt = 4 << 30
+    """Memory of the decoding process."""
+    max_side: PositiveInt = 8192
+    """Longest side of the source in pixels."""
+    max_pixels: PositiveInt = 4096 * 2304
+    """Pixels of one source frame."""
+    max_duration_s: PositiveFloat = 3600
+    """Length of the source."""
+    threads: PositiveInt = 1
+    """Codec threads of one decoding task."""
+
+
+class EncodeConfig(Section):
+    """The work of one actor."""
+
+    batch_size: PositiveInt = 1
+    """Clips per forward pass. The first thing to lower when the GPU runs out of memory."""
+    max_attempts: PositiveInt = 3
+    """Times that one shard is tried before the run gives it up."""
+    deterministic: bool = False
+    """Ask for bit-equal results on a GPU, at some cost in speed. A CPU is always deterministic."""
+    qa_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of clips that are also decoded to measure PSNR. Costs about two encodings each."""
+
+
+class ClusterConfig(Section):
+    """How many actors, and what they may hold."""
+
+    actors: PositiveInt | None = None
+    """VAE actors. None: one a GPU, or one on a cluster without GPUs."""
+    gpus_per_actor: float = Field(default=1.0, gt=0, le=1)
+    """Below 1, several actors share a GPU."""
+    threads_per_actor: PositiveInt | None = None
+    """torch threads of an actor on CPU. None: the node's cores shared among the actors."""
+    frame_budget_bytes: PositiveInt = 2 << 30
+    """Decoded frames that one actor may hold or have on order."""
+
+
+class RunControlConfig(Section):
+    """One invocation: none of these changes a latent."""
+
+    append: bool = False
+    """List the input again and add what is new as a further generation. Also written --append."""
+    takeover: bool = False
+    """Run although status.json says that another run is alive. Also written --takeover."""
+    max_quarantined: float | None = Field(default=None, ge=0)
+    """Exit code 3 above so many quarantined clips; below 1, a share of the plan. None: no limit."""
+    progress: Literal["auto", "bar", "log"] = "auto"
+    """auto: a bar on a terminal, log lines elsewhere."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Of the pipeline's own loggers."""
+    log_every_s: PositiveFloat = 10
+    """Seconds between progress lines."""
+
+
+class RunConfig(BaseSettings):
+    """Everything that one run of the encode job needs."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        cli_kebab_case=False,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        nested_model_default_partial_update=True,
+    )
+
+    input: InputConfig
+    output: OutputConfig
+    vae: VaeConfig
+    clip: ClipConfig = ClipConfig()
+    decode: DecodeConfig = DecodeConfig()
+    encode: EncodeConfig = EncodeConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    run: RunControlConfig = RunControlConfig()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # The environment is no source: a variable named INPUT must not become a setting.
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _budget_holds_a_batch(self) -> RunConfig:
+        largest = max(bucket.frame_bytes for bucket in self.buckets)
+        needed = largest * self.encode.batch_size
+        if self.cluster.frame_budget_bytes < needed:
+            raise ValueError(
+                f"cluster.frame_budget_bytes is {self.cluster.frame_budget_bytes}, but one batch of "
+                f"{self.encode.batch_size} clips of the largest bucket holds {needed}; raise it or lower encode.batch_size"
+            )
+        return self
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        return tuple(Bucket.parse(key) for key in self.clip.buckets)
+
+    @property
+    def stored_dtype(self) -> str:
+        return self.output.dtype or self.vae.dtype
+
+    def to_public_dict(self) -> dict[str, Any]:
+        """The settings as YAML holds them, with secrets in storage options replaced."""
+        values = self.model_dump(mode="json")
+        for section in ("input", "output", "vae"):
+            options = values[section]["storage_options"]
+            values[section]["storage_options"] = redact(options)
+        return values
+
+
+def redact(options: Any) -> Any:
+    """Replace what looks like a secret in nested options by ``***``."""
+    if isinstance(options, dict):
+        return {
+            name: "***" if any(word in name.lower() for word in SECRET_OPTIONS) else redact(value)
+            for name, value in options.items()
+        }
+    return [redact(value) for value in options] if isinstance(options, list) else options

@@ -1,0 +1,191 @@
+"""The end of a run: index, quarantine table, dataset card and, last of all, the manifest.
+
+Everything is made from the committed shards, in pieces. Running it again with the same shards writes the
+same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from pipeline.dataset.card import dataset_card
+from pipeline.dataset.index import index_shard
+from pipeline.dataset.manifest import MANIFEST_PATH, IndexFile, Manifest
+from pipeline.dataset.ordered_map import ordered_map
+from pipeline.dataset.schema import describe_schema
+from pipeline.dataset.shard_file import ShardFile
+from pipeline.errors import DatasetError
+from pipeline.storage import Storage
+from pipeline.types import Rejection, ShardSummary
+
+QUARANTINE_PATH = "quarantine.parquet"
+INDEX_FOLDER = "index"
+CARD_PATH = "README.md"
+
+_ROWS_PER_PIECE = 1 << 18
+_ROWS_PER_BATCH = 1 << 14
+_QUARANTINE_SCHEMA = pa.schema(
+    [
+        pa.field(f.name, pa.int64() if f.name in ("frame_start", "frame_end") else pa.string(), nullable=False)
+        for f in dataclasses.fields(Rejection)
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetInfo:
+    """What the run knows and the shards do not say."""
+
+    schema: pa.Schema
+    """Of the shards, as ``build_schema`` gave it."""
+    scaling_factor: float
+    dtype: str
+    """Of the stored latents."""
+    model: str | None = None
+    """Name under which readers scale the latents."""
+
+
+def publish_dataset(
+    storage: Storage,
+    shards: Iterable[tuple[str, ShardSummary]],
+    rejections: Iterable[Rejection],
+    info: DatasetInfo,
+    *,
+    threads: int = 16,
+) -> Manifest:
+    """Make a folder of committed shards a dataset.
+
+    Args:
+        shards: path and account of every committed shard; their order is the order of the samples.
+        rejections: clips that the plan already left out; those of the shards are added.
+        threads: shards read at the same time, a few requests each.
+
+    Raises:
+        DatasetError: a shard is damaged, or holds other rows than its account says.
+    """
+    totals = _Totals()
+    pieces = _IndexPieces(storage)
+    with _QuarantineTable() as quarantine:
+        for summary, table in ordered_map(lambda shard: _index_shard(storage, *shard), shards, threads):
+            pieces.add(summary.generation, table)
+            totals.add(summary)
+            for rejection in summary.rejections:
+                quarantine.add(rejection)
+        for rejection in rejections:
+            quarantine.add(rejection)
+    storage.put(QUARANTINE_PATH, quarantine.data)
+    manifest = Manifest(
+        num_samples=totals.rows,
+        num_shards=totals.shards,
+        num_quarantined=quarantine.counts["quarantined"],
+        num_filtered=quarantine.counts["filtered"],
+        size_bytes=totals.size_bytes,
+        buckets=dict(sorted(totals.buckets.items())),
+        recipes=tuple(sorted(totals.recipes)),
+        model=info.model,
+        scaling_factor=info.scaling_factor,
+        dtype=info.dtype,
+        columns=tuple(describe_schema(info.schema)),
+        index=pieces.finish(),
+    )
+    storage.put(CARD_PATH, dataset_card(manifest).encode())
+    storage.put(MANIFEST_PATH, manifest.to_json())
+    return manifest
+
+
+def _index_shard(storage: Storage, path: str, summary: ShardSummary) -> tuple[ShardSummary, pa.Table]:
+    table = index_shard(ShardFile(storage, path))
+    if len(table) != summary.num_rows:
+        raise DatasetError(f"{path}: {len(table)} rows, but its account says {summary.num_rows}; it is not what was committed")
+    return summary, table
+
+
+@dataclass(slots=True)
+class _Totals:
+    rows: int = 0
+    shards: int = 0
+    size_bytes: int = 0
+    buckets: Counter[str] = field(default_factory=Counter)
+    recipes: set[str] = field(default_factory=set)
+
+    def add(self, summary: ShardSummary) -> None:
+        self.rows += summary.num_rows
+        self.shards += 1
+        self.size_bytes += summary.size_bytes
+        self.buckets[summary.bucket_key] += summary.num_rows
+        self.recipes.add(summary.recipe)
+
+
+class _IndexPieces:
+    """Index files of bounded size, each of one generation."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._open: dict[int, list[pa.Table]] = {}
+        self._files: dict[int, list[IndexFile]] = {}
+
+    def add(self, generation: int, table: pa.Table) -> None:
+        if not len(table):
+            return
+        tables = self._open.setdefault(generation, [])
+        if tables and tables[0].schema != table.schema:
+            self._write(generation)
+            tables = self._open.setdefault(generation, [])
+        tables.append(table)
+        if sum(map(len, tables)) >= _ROWS_PER_PIECE:
+            self._write(generation)
+
+    def finish(self) -> tuple[IndexFile, ...]:
+        for generation in list(self._open):
+            self._write(generation)
+        return tuple(file for generation in sorted(self._files) for file in self._files[generation])
+
+    def _write(self, generation: int) -> None:
+        table = pa.concat_tables(self._open.pop(generation)).unify_dictionaries()
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        data = sink.getvalue().to_pybytes()
+        digest = xxhash.xxh3_128_hexdigest(data)
+        files = self._files.setdefault(generation, [])
+        path = f"{INDEX_FOLDER}/{generation:04d}-{len(files):05d}-{digest[:16]}.parquet"
+        self._storage.put_if_absent(path, data)
+        files.append(IndexFile(path=path, num_rows=len(table), size_bytes=len(data), xxh3=digest))
+
+
+class _QuarantineTable:
+    """Rejections into one Parquet file, a batch at a time."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.data = b""
+        self._batch: list[Rejection] = []
+        self._sink = pa.BufferOutputStream()
+        self._writer = pq.ParquetWriter(self._sink, _QUARANTINE_SCHEMA, compression="zstd")
+
+    def add(self, rejection: Rejection) -> None:
+        self.counts[rejection.status] += 1
+        self._batch.append(rejection)
+        if len(self._batch) >= _ROWS_PER_BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        rows = [dataclasses.asdict(rejection) for rejection in self._batch]
+        self._batch.clear()
+        if rows:
+            self._writer.write_table(pa.Table.from_pylist(rows, schema=_QUARANTINE_SCHEMA))
+
+    def __enter__(self) -> _QuarantineTable:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is None:
+            self._flush()
+        self._writer.close()
+        self.data = self._sink.getvalue().to_pybytes()

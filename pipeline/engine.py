@@ -1,0 +1,203 @@
+"""The model as the pipeline sees it: frames in, stored tensors out. The only module that imports ``cogvae``."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cogvae import AutoencoderKLCogVideoX
+from cogvae.weights import WeightFiles, resolve_weights
+from pipeline.config import OutputConfig, RunConfig, VaeConfig
+from pipeline.errors import ConfigError, TerminalError
+from pipeline.types import Bucket, EncodedClip, Frames, TensorBytes
+
+logger = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """What an actor needs of a model. Tests put a small fake in its place."""
+
+    def encode(self, clips: Sequence[Frames]) -> list[EncodedClip | TerminalError]:
+        """Encode clips of one shape in one forward pass; a clip whose latent is not finite yields an error."""
+        ...
+
+    def measure_psnr(self, frames: Frames, encoded: EncodedClip) -> float:
+        """dB between a clip and its reconstruction from the stored latent."""
+        ...
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether a smaller batch may succeed where this error was raised."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What planning must know of a model without loading its tensors."""
+
+    fingerprint: str
+    latent_channels: int
+    spatial_ratio: int
+    temporal_ratio: int
+    scaling_factor: float
+
+    def latent_shape(self, bucket: Bucket) -> tuple[int, int, int, int]:
+        """``[C, F, H, W]`` of a clip's latent."""
+        return (
+            self.latent_channels,
+            (bucket.num_frames - 1) // self.temporal_ratio + 1,
+            bucket.height // self.spatial_ratio,
+            bucket.width // self.spatial_ratio,
+        )
+
+    def clip_bytes(self, bucket: Bucket, output: OutputConfig, dtype: str) -> int:
+        """Bytes of tensors that one clip adds to the dataset, without its lossless first frame."""
+        channels, frames, height, width = self.latent_shape(bucket)
+        tensors = frames + (1 if output.first_frame else 0)
+        values = channels * tensors * height * width * (2 if output.logvar else 1)
+        return values * int(getattr(torch, dtype).itemsize)
+
+
+def find_weights(config: VaeConfig) -> WeightFiles:
+    """The weight files on this machine, fetched if need be.
+
+    Raises:
+        ConfigError: there are none, or they cannot be reached.
+    """
+    try:
+        return resolve_weights(
+            config.weights,
+            subfolder=config.subfolder,
+            revision=config.revision,
+            variant=config.variant,
+            storage_options=config.storage_options,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"vae.weights: {error}") from error
+
+
+def describe_model(config: VaeConfig) -> ModelInfo:
+    """Read a model's configuration and hash its weights. Raises: ConfigError: the files are not usable."""
+    files = find_weights(config)
+    try:
+        model = files.read_config()
+        return ModelInfo(
+            fingerprint=files.fingerprint(),
+            latent_channels=model.latent_channels,
+            spatial_ratio=model.spatial_compression_ratio,
+            temporal_ratio=int(model.temporal_compression_ratio),
+            scaling_factor=model.scaling_factor,
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"vae.weights: {error}") from error
+
+
+def load_engine(config: RunConfig, fingerprint: str, device: str, threads: int | None) -> VaeEngine:
+    """Load the model on this machine.
+
+    Args:
+        fingerprint: of the weights that the run was planned with.
+        device: ``cpu`` or ``cuda``.
+        threads: torch threads on CPU; None leaves torch's default.
+
+    Raises:
+        ConfigError: the weights here are other ones.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if config.encode.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    files = find_weights(config.vae)
+    found = files.fingerprint()
+    if found != fingerprint:
+        raise ConfigError(
+            f"vae.weights {config.vae.weights}: fingerprint {found[:16]} on this node, the run was planned with "
+            f"{fingerprint[:16]}; every node must see the same files"
+        )
+    vae = AutoencoderKLCogVideoX.from_files(files, torch_dtype=getattr(torch, config.vae.dtype), device=device)
+    if config.vae.tiling == "blend":
+        vae.enable_tiling()
+    logger.info("engine loaded weights=%s dtype=%s device=%s", config.vae.weights, config.vae.dtype, device)
+    return VaeEngine(vae, config.output, config.stored_dtype)
+
+
+class VaeEngine:
+    """``cogvae``'s model with the pipeline's pixel and storage conventions. Implements ``Engine``."""
+
+    def __init__(self, vae: AutoencoderKLCogVideoX, output: OutputConfig, stored_dtype: str) -> None:
+        self._vae = vae.requires_grad_(False)
+        self._output = output
+        self._stored_dtype = stored_dtype
+
+    @torch.inference_mode()
+    def encode(self, clips: Sequence[Frames]) -> list[EncodedClip | TerminalError]:
+        """As ``Engine.encode``. ``clips``: uint8 RGB, each ``[T, H, W, 3]``."""
+        frames = np.stack(clips)
+        moments = self._moments(frames)
+        finite = moments.isfinite().flatten(1).all(1)
+        encoded = [self._encoded(clip_moments) for clip_moments in moments.cpu()]
+        if self._output.first_frame:
+            first = self._moments(frames[:, :1])
+            finite &= first.isfinite().flatten(1).all(1)
+            encoded = [
+                self._with_first_frame(clip, clip_moments, clip_frames[0])
+                for clip, clip_moments, clip_frames in zip(encoded, first.cpu(), clips, strict=True)
+            ]
+        problem = TerminalError(
+            "encode",
+            "not_finite",
+            f"the latent has NaN or Inf in {self._vae.dtype}; use vae.dtype: float32, or bfloat16 instead of float16",
+        )
+        return [clip if ok else problem for clip, ok in zip(encoded, finite.tolist(), strict=True)]
+
+    @torch.inference_mode()
+    def decode(self, latent: TensorBytes) -> Frames:
+        """Frames ``[T, H, W, 3]`` of a stored, unscaled latent ``[C, F, H, W]``."""
+        tensor = torch.frombuffer(bytearray(latent.data), dtype=getattr(torch, latent.dtype)).reshape(latent.shape)
+        z = tensor[None].to(self._vae.device, self._vae.dtype)
+        sample = self._vae.decode(z, return_dict=False)[0][0]
+        pixels = sample.float().add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+        return pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+
+    def measure_psnr(self, frames: Frames, encoded: EncodedClip) -> float:
+        """As ``Engine.measure_psnr``."""
+        error = self.decode(encoded.latent).astype(np.float32) - frames.astype(np.float32)
+        mean_square = max(float(np.mean(np.square(error))), 1e-10)
+        return float(10 * np.log10(255.0**2 / mean_square))
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return isinstance(error, torch.OutOfMemoryError)
+
+    def _moments(self, frames: Frames) -> torch.Tensor:
+        """Posterior parameters ``[B, 2C, F, h, w]`` of frames ``[B, T, H, W, 3]``."""
+        pixels = torch.from_numpy(frames).to(self._vae.device).permute(0, 4, 1, 2, 3)
+        x = pixels.to(torch.float32).div_(127.5).sub_(1).to(self._vae.dtype)
+        posterior = self._vae.encode(x, return_dict=False)[0]
+        return posterior.parameters
+
+    def _encoded(self, moments: torch.Tensor) -> EncodedClip:
+        mean, logvar = moments.chunk(2)
+        return EncodedClip(latent=self._tensor(mean), logvar=self._tensor(logvar) if self._output.logvar else None)
+
+    def _with_first_frame(self, clip: EncodedClip, moments: torch.Tensor, frame: Frames) -> EncodedClip:
+        alone = self._encoded(moments)
+        png = io.BytesIO()
+        Image.fromarray(frame).save(png, format="PNG")
+        return replace(
+            clip,
+            first_frame_latent=alone.latent,
+            first_frame_logvar=alone.logvar,
+            first_frame_png=png.getvalue(),
+        )
+
+    def _tensor(self, tensor: torch.Tensor) -> TensorBytes:
+        stored = tensor.to(getattr(torch, self._stored_dtype)).contiguous()
+        data = stored.view(torch.uint8).numpy().data.cast("B")
+        return TensorBytes(data=data, shape=tuple(stored.shape), dtype=self._stored_dtype)

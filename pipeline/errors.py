@@ -1,0 +1,57 @@
+"""What can go wrong, sorted by what to do about it.
+
+    PipelineError
+    ├── ConfigError        the user's settings or input are wrong          -> exit code 2
+    ├── RunRefusedError    this run must not start on this output          -> exit code 2
+    ├── StoppedError       somebody asked the run to stop                  -> exit code 4
+    ├── TransientError     storage, preemption, a lost worker              -> retried with backoff
+    ├── TerminalError      this clip cannot be encoded                     -> quarantined
+    └── DatasetError       a dataset is incomplete, damaged or foreign     -> raised to the reader
+
+Every class keeps its constructor arguments in ``args``, so that it survives pickling through Ray.
+"""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """Base of every error that the pipeline raises on purpose."""
+
+
+class ConfigError(PipelineError):
+    """A setting, a command line or an input that cannot be used as given."""
+
+
+class RunRefusedError(PipelineError):
+    """The output belongs to another recipe, or another run is alive on it."""
+
+
+class StoppedError(PipelineError):
+    """The run ended early because it was asked to; the same command resumes."""
+
+
+class TransientError(PipelineError):
+    """A fault of the surroundings. Trying again may help; no clip is to blame."""
+
+
+class TerminalError(PipelineError):
+    """This one clip cannot be encoded, however often it is tried.
+
+    Args:
+        stage: where it was found: ``probe``, ``plan``, ``fetch``, ``decode`` or ``encode``.
+        reason: a short code to count by, such as ``not_a_video``.
+        detail: one sentence for a person: what happened, what was expected, what to do.
+    """
+
+    def __init__(self, stage: str, reason: str, detail: str) -> None:
+        super().__init__(stage, reason, detail)
+        self.stage = stage
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.reason}: {self.detail}"
+
+
+class DatasetError(PipelineError):
+    """A latent dataset that is incomplete, damaged, or not what was asked for."""

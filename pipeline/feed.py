@@ -1,0 +1,137 @@
+"""Keeps video decoding ahead of the model, within a budget of bytes.
+
+Decoding is ordered shard by shard, in plan order, and delivered in that order. Orders are admitted first come,
+first served while the frames held or under way fit the budget; the next one needed is always admitted, so a
+budget that is too small slows the model down but never stops it. Knows nothing of Ray: how a job is started
+and its result fetched are given.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from pipeline.errors import TerminalError, TransientError
+from pipeline.plan import PlannedClip
+from pipeline.types import Clip, DecodedClip
+
+logger = logging.getLogger(__name__)
+
+DECODE_ATTEMPTS = 3
+Decoded = DecodedClip | TerminalError
+
+
+@dataclass(eq=False, slots=True)
+class VideoJob:
+    """Consecutive clips of one video, decoded in one pass over it."""
+
+    clips: tuple[PlannedClip, ...]
+    results: Sequence[Any] | None = None
+    """Handles of the results, one a clip, once admitted."""
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(planned.clip.bucket.frame_bytes for planned in self.clips)
+
+    @property
+    def targets(self) -> list[Clip]:
+        return [planned.clip for planned in self.clips]
+
+
+@dataclass(slots=True)
+class DecodeFeed:
+    """One actor's decoding.
+
+    Args:
+        start: begins decoding a job's clips and returns a handle for each.
+        fetch: waits for a handle's result. Raises: TransientError: the result is lost, the job may be tried again.
+        budget_bytes: of decoded frames held or under way. What the caller keeps of a delivery is beyond it.
+    """
+
+    start: Callable[[list[Clip]], Sequence[Any]]
+    fetch: Callable[[Any], Decoded]
+    budget_bytes: int
+    _waiting: deque[VideoJob] = field(default_factory=deque)
+    _held_bytes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def order(self, clips: Sequence[PlannedClip]) -> DecodeOrder:
+        """Order the decoding of a shard's clips; iterate the result inside a ``with`` block."""
+        jobs = list(_jobs(clips, self.budget_bytes // 4))
+        with self._lock:
+            self._waiting.extend(jobs)
+            self._admit()
+        return DecodeOrder(self, jobs)
+
+    def release(self, job: VideoJob) -> None:
+        """Forget a job, delivered or not."""
+        with self._lock:
+            if job.results is None:
+                self._waiting.remove(job)
+            else:
+                job.results = None
+                self._held_bytes -= job.size_bytes
+            self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting:
+            job = self._waiting[0]
+            if self._held_bytes and self._held_bytes + job.size_bytes > self.budget_bytes:
+                return
+            job.results = self.start(job.targets)
+            self._held_bytes += job.size_bytes
+            self._waiting.popleft()
+
+
+class DecodeOrder:
+    """The ordered clips of one shard: an iterator of (clip, its frames or why there are none)."""
+
+    def __init__(self, feed: DecodeFeed, jobs: list[VideoJob]) -> None:
+        self._feed = feed
+        self._open = deque(jobs)
+
+    def __enter__(self) -> DecodeOrder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        while self._open:
+            self._feed.release(self._open.popleft())
+
+    def __iter__(self) -> Iterator[tuple[PlannedClip, Decoded]]:
+        while self._open:
+            job = self._open[0]
+            for position, planned in enumerate(job.clips):
+                yield planned, self._result(job, position)
+            self._feed.release(self._open.popleft())
+
+    def _result(self, job: VideoJob, position: int) -> Decoded:
+        for attempt in range(1, DECODE_ATTEMPTS + 1):
+            # Admitted by now: all that was ordered before it has been released.
+            assert job.results is not None
+            try:
+                return self._feed.fetch(job.results[position])
+            except TransientError as error:
+                if attempt == DECODE_ATTEMPTS:
+                    raise
+                uri = job.clips[position].clip.uri
+                logger.warning("decode retry uri=%s attempt=%d error=%s", uri, attempt, error)
+                job.results = self._feed.start(job.targets)
+        raise AssertionError("unreachable")
+
+
+def _jobs(clips: Sequence[PlannedClip], most_bytes: int) -> Iterator[VideoJob]:
+    """Neighbours of one video together, unless that would be more than ``most_bytes`` at once."""
+    run: list[PlannedClip] = []
+    for planned in clips:
+        size_bytes = planned.clip.bucket.frame_bytes * (len(run) + 1)
+        if run and (planned.clip.uri != run[0].clip.uri or size_bytes > most_bytes):
+            yield VideoJob(tuple(run))
+            run = []
+        run.append(planned)
+    if run:
+        yield VideoJob(tuple(run))

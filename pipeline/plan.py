@@ -1,0 +1,188 @@
+"""From probed videos to clips, and from clips to shards. Pure: no I/O, the same input gives the same plan."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+from pipeline.config import ClipConfig
+from pipeline.errors import TerminalError
+from pipeline.geometry import available_frames, choose_bucket, cover_crop, upscale_factor
+from pipeline.recipe import digest
+from pipeline.types import Bucket, Clip, Rejection, Status, VideoInfo
+
+MIN_SHARDS = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbedVideo:
+    """A listed video after probing: what it is, or why it cannot be used."""
+
+    uri: str
+    size_bytes: int
+    version: str
+    columns: dict[str, Any] = field(default_factory=dict)
+    info: VideoInfo | None = None
+    error: TerminalError | None = None
+
+    @property
+    def key(self) -> str:
+        """Tells this content of this path from every other."""
+        return digest(self.uri, self.size_bytes, self.version)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedClip:
+    """A clip with what passes through beside it."""
+
+    clip: Clip
+    columns: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedShard:
+    """Clips of one bucket that are encoded, committed and retried together."""
+
+    shard_id: str
+    index: int
+    bucket: Bucket
+    clips: tuple[PlannedClip, ...]
+
+
+def plan_clips(
+    videos: Iterable[ProbedVideo], buckets: tuple[Bucket, ...], config: ClipConfig, recipe: str
+) -> Iterator[PlannedClip | Rejection]:
+    """Cut every video into clips, in order; what yields no clip yields one rejection."""
+    seen: set[str] = set()
+    for video in videos:
+        for planned in _plan_video(video, buckets, config, recipe):
+            if isinstance(planned, Rejection):
+                yield planned
+            elif planned.clip.sample_id in seen:
+                detail = f"{video.uri}: listed twice; the first listing is kept"
+                yield _rejection(video, "filtered", "plan", "duplicate", detail)
+            else:
+                seen.add(planned.clip.sample_id)
+                yield planned
+
+
+def _plan_video(
+    video: ProbedVideo, buckets: tuple[Bucket, ...], config: ClipConfig, recipe: str
+) -> Iterator[PlannedClip | Rejection]:
+    if video.info is None:
+        error = video.error or TerminalError("probe", "unexpected", f"{video.uri}: probing said nothing")
+        yield _rejection(video, "quarantined", error.stage, error.reason, error.detail)
+        return
+    info = video.info
+    bucket = choose_bucket(info, buckets)
+    if bucket is None and config.short == "repeat_last":
+        fewest = min(bucket.num_frames for bucket in buckets)
+        endless = replace(info, duration_s=math.inf)
+        bucket = choose_bucket(endless, tuple(bucket for bucket in buckets if bucket.num_frames == fewest))
+    refusal = _refusal(video.uri, info, bucket, buckets, config)
+    if bucket is None or refusal is not None:
+        yield _rejection(video, "filtered", "plan", *(refusal or ("too_short", "")))
+        return
+    for start, end in _windows(available_frames(info.duration_s, bucket), bucket.num_frames, config.windows):
+        yield _planned_clip(video, info, bucket, start, end, recipe)
+
+
+def _refusal(
+    uri: str, info: VideoInfo, bucket: Bucket | None, buckets: tuple[Bucket, ...], config: ClipConfig
+) -> tuple[str, str] | None:
+    """Why a rule of the configuration leaves this video out: reason and detail."""
+    if bucket is None:
+        shortest = min(buckets, key=lambda bucket: bucket.num_frames / bucket.fps)
+        frames = available_frames(info.duration_s, shortest)
+        return "too_short", (
+            f"{uri}: {info.duration_s:.2f} s hold {frames} frames at {shortest.fps:g} fps, the shortest bucket "
+            f"{shortest.key} needs {shortest.num_frames}. Add a shorter bucket or set clip.short: repeat_last"
+        )
+    if info.fps < config.min_fps_share * bucket.fps:
+        return "fps_too_low", (
+            f"{uri}: {info.fps:.3g} fps, below {config.min_fps_share:g} of the bucket's {bucket.fps:g}: frames would "
+            "repeat. Lower clip.min_fps_share to take it all the same"
+        )
+    factor = upscale_factor(cover_crop(info.width, info.height, bucket), bucket)
+    if config.max_upscale is not None and factor > config.max_upscale:
+        return "too_small", (
+            f"{uri}: {info.width}x{info.height} would be enlarged {factor:.2f} times for {bucket.key}; "
+            f"clip.max_upscale is {config.max_upscale:g}"
+        )
+    return None
+
+
+def _windows(available: int, wanted: int, policy: str) -> list[tuple[int, int]]:
+    """Start and end of each clip in frames; the only window of a short video ends early."""
+    if available <= wanted or policy == "first":
+        return [(0, min(available, wanted))]
+    return [(start, start + wanted) for start in range(0, available - wanted + 1, wanted)]
+
+
+def _planned_clip(video: ProbedVideo, info: VideoInfo, bucket: Bucket, start: int, end: int, recipe: str) -> PlannedClip:
+    crop = cover_crop(info.width, info.height, bucket)
+    clip = Clip(
+        sample_id=digest(video.key, bucket.key, start, end, crop.x, crop.y, crop.w, crop.h, recipe),
+        uri=video.uri,
+        size_bytes=video.size_bytes,
+        version=video.version,
+        bucket=bucket,
+        frame_start=start,
+        frame_end=end,
+        crop=crop,
+        source_fps=info.fps,
+        source_width=info.width,
+        source_height=info.height,
+    )
+    return PlannedClip(clip=clip, columns=video.columns)
+
+
+def _rejection(video: ProbedVideo, status: Status, stage: str, reason: str, detail: str) -> Rejection:
+    return Rejection(
+        sample_id=digest(video.key, stage, reason),
+        uri=video.uri,
+        frame_start=0,
+        frame_end=0,
+        status=status,
+        stage=stage,
+        reason=reason,
+        detail=detail,
+    )
+
+
+def group_into_shards(
+    clips: Iterable[PlannedClip],
+    *,
+    generation: int,
+    recipe: str,
+    clip_bytes: Callable[[Bucket], int],
+    shard_bytes: int,
+) -> list[PlannedShard]:
+    """Split each bucket's clips, in order, into shards of about ``shard_bytes``.
+
+    A small input still makes 32 shards where it has the clips, so that many actors share the work and a
+    lost shard costs little. Clips of one bucket cost the same, so equal counts balance the work.
+    """
+    by_bucket: dict[Bucket, list[PlannedClip]] = defaultdict(list)
+    for clip in clips:
+        by_bucket[clip.clip.bucket].append(clip)
+    total = sum(len(members) for members in by_bucket.values())
+    shards: list[PlannedShard] = []
+    for bucket, members in sorted(by_bucket.items()):
+        by_size = math.ceil(len(members) * clip_bytes(bucket) / shard_bytes)
+        by_share = min(len(members), math.ceil(MIN_SHARDS * len(members) / total))
+        for part in _split_evenly(members, max(by_size, by_share)):
+            index = len(shards)
+            shard_id = digest(generation, recipe, *(planned.clip.sample_id for planned in part))[:16]
+            shards.append(PlannedShard(shard_id=shard_id, index=index, bucket=bucket, clips=tuple(part)))
+    return shards
+
+
+def _split_evenly(members: list[PlannedClip], parts: int) -> Iterator[list[PlannedClip]]:
+    """Consecutive runs whose lengths differ by one at most."""
+    bounds = [round(part * len(members) / parts) for part in range(parts + 1)]
+    return (members[start:end] for start, end in pairwise(bounds) if end > start)

@@ -1,0 +1,62 @@
+"""What decides the value of a latent, as one fingerprint.
+
+Two runs with the same recipe may share a dataset; anything that changes a latent must change the
+fingerprint, and nothing else may: a smaller batch still resumes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import xxhash
+
+from pipeline.config import RunConfig
+
+# Raise when decoding, sampling, resizing or colour conversion changes what the model sees.
+PIXELS_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that changes a stored tensor, apart from the clip itself."""
+
+    weights: str
+    """Content hash of the weight files and of the model's configuration."""
+    dtype: str
+    tiling: str
+    stored_dtype: str
+    logvar: bool
+    first_frame: bool
+    pixels_version: int = PIXELS_VERSION
+
+    @classmethod
+    def from_config(cls, config: RunConfig, weights_fingerprint: str) -> Recipe:
+        return cls(
+            weights=weights_fingerprint,
+            dtype=config.vae.dtype,
+            tiling=config.vae.tiling,
+            stored_dtype=config.stored_dtype,
+            logvar=config.output.logvar,
+            first_frame=config.output.first_frame,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits."""
+        return xxhash.xxh3_64_hexdigest(json.dumps(asdict(self), sort_keys=True).encode())
+
+    def differences(self, other: dict[str, object]) -> str:
+        """The fields that differ from a stored recipe, for a message."""
+        ours = asdict(self)
+        return ", ".join(
+            f"{name}: {other.get(name)!r} there, {ours.get(name)!r} here"
+            for name in sorted(ours.keys() | other.keys())
+            if ours.get(name) != other.get(name)
+        )
+
+
+def digest(*parts: object) -> str:
+    """A stable 128-bit hash of a few values, hexadecimal."""
+    return xxhash.xxh3_128_hexdigest("\0".join(str(part) for part in parts).encode())

@@ -1,0 +1,14 @@
+"""Where videos are found. A source lists; it never opens a video."""
+
+from pipeline.config import InputConfig
+from pipeline.sources.files import list_files
+from pipeline.sources.source import SourceItem, SourceListing
+from pipeline.sources.table import TABLE_SUFFIXES, list_table
+
+__all__ = ["SourceItem", "SourceListing", "open_source"]
+
+
+def open_source(config: InputConfig) -> SourceListing:
+    """The listing that ``input`` names. Raises: ConfigError: nothing usable is there."""
+    is_table = config.format == "table" or (config.format == "auto" and config.uri.lower().endswith(TABLE_SUFFIXES))
+    return list_table(config) if is_table else SourceListing(items=list_files(config))

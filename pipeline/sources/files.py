@@ -1,0 +1,36 @@
+"""A folder, a glob or a single video, with caption files beside the videos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.config import InputConfig
+from pipeline.errors import ConfigError
+from pipeline.sources.source import SourceItem
+from pipeline.storage import list_inputs
+
+SIDECAR_SUFFIXES = (".txt", ".json")
+
+
+def list_files(config: InputConfig) -> Iterator[SourceItem]:
+    """The videos that ``input.uri`` names, sorted; ``a.txt`` and ``a.json`` belong to ``a.mp4``.
+
+    Raises:
+        ConfigError: nothing is there, or nothing with one of ``input.extensions``.
+    """
+    found = list(list_inputs(config.uri, config.storage_options))
+    videos = [file for file in found if file.uri.lower().endswith(config.extensions)]
+    if not videos:
+        raise ConfigError(
+            f"input.uri {config.uri}: {len(found)} files, none of which ends in {', '.join(config.extensions)}; "
+            "see input.extensions"
+        )
+    names = {file.uri for file in found}
+    if any(character in config.uri for character in "*?[") or len(found) == 1:
+        # A glob or a single file names the videos only; their captions lie beside them all the same.
+        for folder in sorted({video.uri.rpartition("/")[0] for video in videos}):
+            names.update(file.uri for file in list_inputs(folder, config.storage_options, recursive=False))
+    for video in videos:
+        stem = video.uri[: video.uri.rindex(".")]
+        sidecars = tuple(stem + suffix for suffix in SIDECAR_SUFFIXES if stem + suffix in names)
+        yield SourceItem(uri=video.uri, size_bytes=video.size_bytes, version=video.version, sidecars=sidecars)

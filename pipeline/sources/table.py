@@ -1,0 +1,85 @@
+"""A table with a video column: JSONL, CSV or Parquet. Its other columns pass through with their types."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.json as pa_json
+import pyarrow.parquet as pq
+
+from pipeline.config import InputConfig
+from pipeline.errors import ConfigError
+from pipeline.sources.source import SourceItem, SourceListing
+from pipeline.storage import list_inputs, read_input
+
+TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
+_BATCH_ROWS = 4096
+
+
+def list_table(config: InputConfig) -> SourceListing:
+    """The rows of one table or of a glob of tables of one schema, in order.
+
+    Relative video paths start at the table's folder; columns named by ``input.video_column`` and what the
+    pipeline makes itself do not pass through.
+
+    Raises:
+        ConfigError: nothing is there, the file does not parse, or the video column is missing.
+    """
+    files = [file.uri for file in list_inputs(config.uri, config.storage_options)]
+    tables = {uri: _read_table(uri, config) for uri in files if uri.lower().endswith(TABLE_SUFFIXES)}
+    if not tables:
+        raise ConfigError(f"input.uri {config.uri}: no table; expected a file ending in {', '.join(TABLE_SUFFIXES)}")
+    try:
+        schema = pa.unify_schemas([table.schema for table in tables.values()])
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"input.uri {config.uri}: the tables' columns do not fit together: {error}") from error
+    columns = pa.schema([column for column in schema if column.name != config.video_column])
+    return SourceListing(items=_rows(tables, config.video_column), schema=columns)
+
+
+def _read_table(uri: str, config: InputConfig) -> pa.Table:
+    data = read_input(uri, config.storage_options)
+    try:
+        if uri.lower().endswith(".parquet"):
+            table = pq.read_table(io.BytesIO(data))
+        elif uri.lower().endswith(".csv"):
+            header = next(csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig")), [])
+            options = pa_csv.ConvertOptions(column_types={config.video_column: pa.string()}, strings_can_be_null=True)
+            duplicates = {name for name in header if header.count(name) > 1}
+            if duplicates:
+                raise ConfigError(f"{uri}: two columns are named {', '.join(sorted(duplicates))}")
+            table = pa_csv.read_csv(
+                io.BytesIO(data), parse_options=pa_csv.ParseOptions(newlines_in_values=True), convert_options=options
+            )
+        else:
+            table = pa_json.read_json(io.BytesIO(data))
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise ConfigError(f"{uri}: cannot be read as a table: {error}") from error
+    if config.video_column not in table.column_names:
+        raise ConfigError(
+            f"{uri}: has no column {config.video_column!r}, only {', '.join(table.column_names)}; set input.video_column"
+        )
+    return table
+
+
+def _rows(tables: dict[str, pa.Table], video_column: str) -> Iterator[SourceItem]:
+    for uri, table in tables.items():
+        number = 0
+        for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
+            for row in batch.to_pylist():
+                number += 1
+                video = row.pop(video_column)
+                if isinstance(video, str) and video:
+                    yield SourceItem(uri=_resolve(video, uri), columns=row)
+                else:
+                    problem = f"row {number} has {video!r} for a video, expected a path or URI"
+                    yield SourceItem(uri=f"{uri}#{number}", columns=row, problem=problem)
+
+
+def _resolve(video: str, table_uri: str) -> str:
+    is_absolute = "://" in video or video.startswith("/")
+    return video if is_absolute else f"{table_uri.rpartition('/')[0]}/{video}"
