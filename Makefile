@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 	@rm -rf demo
 	@$(BIN)/python jobs/encode_dataset.py
 	@echo "== demo: reading the dataset back and decoding a latent"
-	@$(BIN)/python jobs/show_dataset.py --dataset demo/latents --vae configs/quickstart/vae --output demo/preview
+	@$(BIN)/python jobs/show_dataset.py demo/latents --output demo/decoded.mp4
 
 test: $(VENV)/.installed-test check
 	@echo "== test: pytest, without the tests marked slow"

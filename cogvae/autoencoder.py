@@ -205,31 +205,21 @@ class AutoencoderKLCogVideoX(nn.Module):
         Raises: ValueError if tile times overlap is no whole number of latent cells, or if an argument of one
             mode is given to the other.
         """
+        sizes = (tile_sample_min_height, tile_sample_min_width)
+        overlaps = (tile_overlap_factor_height, tile_overlap_factor_width)
         if mode not in ("blend", "exact"):
             raise ValueError(f"mode={mode!r}: expected 'blend' or 'exact'")
-        has_budget = memory_budget_bytes is not None or strip_rows is not None
+        if memory_budget_bytes is not None or strip_rows is not None:
+            # The exact engine takes these; until it is here, exact is the untiled path and keeps no budget.
+            raise ValueError(
+                "memory_budget_bytes and strip_rows belong to mode='exact', and to its engine, which is not "
+                "here yet: leave them out, or bound the memory with the tiles of mode='blend'"
+            )
         if mode == "exact":
-            # Where the exact engine goes: until then exact is the untiled path, which has no budget to keep.
-            if (
-                tile_sample_min_height
-                or tile_sample_min_width
-                or tile_overlap_factor_height
-                or tile_overlap_factor_width
-            ):
-                raise ValueError(
-                    "mode='exact' has no tiles: leave the tile arguments out, or use mode='blend'"
-                )
-            if has_budget:
-                raise ValueError(
-                    "memory_budget_bytes and strip_rows come with the exact engine, which is not here yet: "
-                    "leave them out, or bound the memory with mode='blend'"
-                )
+            if any((*sizes, *overlaps)):
+                raise ValueError("mode='exact' has no tiles: leave their arguments out, or use mode='blend'")
             self.use_tiling = False
             return
-        if has_budget:
-            raise ValueError(
-                "memory_budget_bytes and strip_rows belong to mode='exact': a blend tile sets its own"
-            )
         scale = self.config.spatial_compression_ratio
         height = tile_sample_min_height or self.tile_sample_min_height
         width = tile_sample_min_width or self.tile_sample_min_width
@@ -279,9 +269,8 @@ class AutoencoderKLCogVideoX(nn.Module):
         self._check(x, "frames", self.config.in_channels, self.config.spatial_compression_ratio)
         height, width = self.tile_sample_min_height, self.tile_sample_min_width
         tiled = self.use_tiling and (x.shape[3] > height or x.shape[4] > width)
-        posterior = DiagonalGaussianDistribution(
-            self._by_clip(self.tiled_encode if tiled else self._encode_clips, x)
-        )
+        moments = self._by_clip(self._encode_tiles if tiled else self._encode_clips, x)
+        posterior = DiagonalGaussianDistribution(moments)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
@@ -310,14 +299,17 @@ class AutoencoderKLCogVideoX(nn.Module):
     def tiled_encode(self, x: Tensor) -> Tensor:
         """Frames [B, 3, T, H, W] to moments [B, 2*C, t, h, w] by blend tiling, whatever `use_tiling` says."""
         self._check(x, "frames", self.config.in_channels, self.config.spatial_compression_ratio)
-        scale = self.config.spatial_compression_ratio
-        return run_in_tiles(self._encode_clips, x, *self._tile_axes(), in_scale=scale, out_scale=1)
+        return self._encode_tiles(x)
 
     def tiled_decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Latents [B, C, t, h, w] to frames by blend tiling, whatever `use_tiling` says."""
         self._check(z, "latents", self.config.latent_channels, 1)
         frames = self._decode_tiles(z)
         return DecoderOutput(sample=frames) if return_dict else (frames,)
+
+    def _encode_tiles(self, x: Tensor) -> Tensor:
+        scale = self.config.spatial_compression_ratio
+        return run_in_tiles(self._encode_clips, x, *self._tile_axes(), in_scale=scale, out_scale=1)
 
     def _decode_tiles(self, z: Tensor) -> Tensor:
         scale = self.config.spatial_compression_ratio

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from cogvae.blocks import ACTIVATIONS
+
 logger = logging.getLogger(__name__)
 
 CLASS_NAME = "AutoencoderKLCogVideoX"
@@ -13,7 +15,6 @@ CLASS_NAME = "AutoencoderKLCogVideoX"
 DIFFUSERS_VERSION = "0.38.0"
 DOWN_BLOCK = "CogVideoXDownBlock3D"
 UP_BLOCK = "CogVideoXUpBlock3D"
-ACTIVATIONS = ("swish", "silu", "mish", "gelu", "relu")
 
 # Fields that tell users about the model and change nothing that it computes. The sample size only sets
 # the default blend tile.
@@ -187,9 +188,9 @@ class VAEConfig(Mapping[str, Any]):
     def __getattr__(self, name: str) -> Any:
         # Reached only for names that are no field. Unpickling asks before `hidden` is there.
         try:
-            return self.__dict__.get("hidden", {})[name]
+            return self.__dict__["hidden"][name]
         except KeyError:
-            raise AttributeError(f"config has no field '{name}'; it has {', '.join(self)}") from None
+            raise AttributeError(f"the VAE's config has no field '{name}'") from None
 
     def __iter__(self) -> Iterator[str]:
         yield from FIELD_NAMES

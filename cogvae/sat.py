@@ -69,7 +69,7 @@ def load_sat(
     with torch.device("meta"):
         model = AutoencoderKLCogVideoX.from_config(config)
     ours = {theirs: key for key, theirs in sat_keys(model.state_dict(), config).items()}
-    tensors = ((path, ours.get(key, key), tensor) for key, tensor in _state_dict(checkpoint).items())
+    tensors = ((path, ours.get(key, key), tensor) for key, tensor in _state_dict(path, checkpoint).items())
     assign_tensors(model, tensors, torch_dtype=torch_dtype)
     return model.eval()
 
@@ -81,7 +81,12 @@ def save_sat(model: AutoencoderKLCogVideoX, path: str | os.PathLike[str]) -> Non
     torch.save({"state_dict": {names[key]: tensor for key, tensor in state.items()}}, path)
 
 
-def _state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+def _state_dict(path: Path, checkpoint: Any) -> dict[str, Tensor]:
     for wrapper in _WRAPPERS:
-        checkpoint = checkpoint.get(wrapper, checkpoint)
+        if isinstance(checkpoint, Mapping):
+            checkpoint = checkpoint.get(wrapper, checkpoint)
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(
+            f"{path}: holds a {type(checkpoint).__name__}, expected a state dict such as 3d-vae.pt's"
+        )
     return {key: tensor for key, tensor in checkpoint.items() if not key.startswith(_NOT_THE_MODEL)}

@@ -31,8 +31,8 @@ class TileAxis:
         rest = size - starts[-1] * size_per_cell
         if rest < size_per_cell:
             raise ValueError(
-                f"an axis of {size} pixels ends in a tile of {rest}, less than a latent cell of "
-                f"{size_per_cell}: crop or pad it to a multiple of {size_per_cell}, or choose another tile or overlap"
+                f"an axis of {size} pixels ends in a tile of {rest}; a latent cell takes {size_per_cell}. "
+                "Crop or pad it to whole cells, or choose another tile or overlap."
             )
         return starts
 
@@ -49,16 +49,16 @@ def tile_axis(name: str, tile_pixels: int, tile_cells: int, overlap_factor: floa
             f"a whole number of latent cells of {scale} pixels. Nearest valid tile_sample_min_{name}: "
             f"{floor} or {floor + scale}."
         )
-    if not 0 <= overlap_factor < 1:
-        raise ValueError(f"tile_overlap_factor_{name}={overlap_factor}: expected at least 0 and less than 1")
     overlap = tile_cells * overlap_factor
+    if not 0 <= round(overlap) < tile_cells:
+        raise ValueError(f"tile_overlap_factor_{name}={overlap_factor}: expected at least 0 and less than 1")
     if not _is_whole(overlap):
         raise ValueError(
             f"tile_sample_min_{name}={tile_pixels} ({tile_cells} latent cells) times "
             f"tile_overlap_factor_{name}={overlap_factor:.6g} is an overlap of {overlap:.6g} cells, which "
             f"must be a whole number. {_remedy(name, tile_cells, overlap_factor, scale)}"
         )
-    return TileAxis(tile_cells, min(round(overlap), tile_cells - 1))
+    return TileAxis(tile_cells, round(overlap))
 
 
 def _is_whole(cells: float) -> bool:

@@ -46,7 +46,7 @@ class WeightFiles:
         found = values.get("_class_name", CLASS_NAME) if isinstance(values, dict) else type(values).__name__
         if found != CLASS_NAME:
             raise ValueError(
-                f"{self.config}: describes a {found}, expected a {CLASS_NAME}. Point to the folder of the "
+                f"{self.config}: describes {found}, expected {CLASS_NAME}. Point to the folder of the "
                 "VAE, often subfolder='vae'."
             )
         try:
@@ -99,12 +99,9 @@ def resolve_weights(
     )
     config = folder.fetch(CONFIG_NAME)
     if config is None:
-        hint = (
-            ""
-            if subfolder
-            else " Point to the folder of the VAE: in a whole pipeline that is subfolder='vae'."
+        raise FileNotFoundError(
+            f"{folder}: no {CONFIG_NAME} there. Point to the VAE's folder, in a pipeline subfolder='vae'."
         )
-        raise FileNotFoundError(f"{folder}: no {CONFIG_NAME} there.{hint}")
     return WeightFiles(config, _fetch_tensors(folder, variant), os.fspath(source))
 
 
@@ -116,8 +113,8 @@ def _fetch_tensors(folder: Source, variant: str | None) -> tuple[Path, ...]:
             return (whole,)
         raise FileNotFoundError(
             f"{folder}: neither {_weights_name(variant)} nor {_index_name(variant)} there. "
-            f"Names such as {_weights_name('fp16')} need variant='fp16'. Only safetensors are read: a .bin converts by loading "
-            "and saving it with diffusers, a SAT 3d-vae.pt with cogvae.sat."
+            f"Names such as {_weights_name('fp16')} need variant='fp16'. Only safetensors are read: a .bin "
+            "converts by loading and saving it with diffusers, a SAT 3d-vae.pt with cogvae.sat."
         )
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -228,16 +225,21 @@ def save_weights(
 
 
 def _split(state: Mapping[str, Tensor], limit_bytes: int) -> list[dict[str, Tensor]]:
-    """Fills shards in order; a tensor larger than the limit has one of its own."""
-    shards: list[dict[str, Tensor]] = [{}]
+    """Fills shards in order, as the hub's library does; a tensor above the limit has one of its own."""
+    shards: list[dict[str, Tensor]] = []
+    current: dict[str, Tensor] = {}
     used = 0
     for key, tensor in state.items():
-        if shards[-1] and used + tensor.nbytes > limit_bytes:
-            shards.append({})
-            used = 0
-        shards[-1][key] = tensor.detach().contiguous()
+        tensor = tensor.detach().contiguous()
+        if tensor.nbytes > limit_bytes:
+            shards.append({key: tensor})
+            continue
+        if used + tensor.nbytes > limit_bytes:
+            shards.append(current)
+            current, used = {}, 0
+        current[key] = tensor
         used += tensor.nbytes
-    return shards
+    return [*shards, current] if current else shards
 
 
 def _size_bytes(size: int | str) -> int:

@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[1])
+_LEAST_STORE_BYTES = 256 << 20
 _STORE_SHARE = 0.3
 """Of the machine's memory, for the object store of a private cluster."""
 
@@ -52,7 +53,7 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # A private cluster needs no token, and must not leave one in the home folder for others to trip over.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        wanted = 4 * (config.cluster.actors or 1) * config.cluster.frame_budget_bytes
+        wanted = max(_LEAST_STORE_BYTES, 4 * (config.cluster.actors or 1) * config.cluster.frame_budget_bytes)
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         ray.init(
             address="local",

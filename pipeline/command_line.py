@@ -44,8 +44,12 @@ def load_config_file(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: not YAML: {error}") from error
-    if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
+    if not isinstance(values, dict):
         raise ConfigError(f"--config {path}: expected sections such as 'input:' with settings in them")
+    values = {section: {} if settings is None else settings for section, settings in values.items()}
+    for section, settings in values.items():
+        if not isinstance(settings, dict):
+            raise ConfigError(f"--config {path}: {section}: expected settings such as 'uri: …' in it, found {settings!r}")
     for section, name in _PATH_SETTINGS:
         value = values.get(section, {}).get(name)
         if isinstance(value, str) and value.startswith(("./", "../")):
@@ -99,10 +103,18 @@ def _long_form(argument: str) -> str:
 
 
 def _describe(problem: Any) -> str:
+    if problem["type"] == "missing":
+        return f"{_required_setting(problem['loc'])}: needs a value, in the file or on the command line"
     where = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
-    given = "" if problem["type"] in ("missing", "value_error") else f" (given: {problem['input']!r})"
+    given = "" if problem["type"] == "value_error" else f" (given: {problem['input']!r})"
     return f"{where}: {message}{given}" if where else message
+
+
+def _required_setting(loc: tuple[str, ...]) -> str:
+    """The setting that is missing; of a section that is missing, the setting that it cannot do without."""
+    section, *rest = loc
+    return ".".join([section, *(rest or [dict(_PATH_SETTINGS)[section]])])
 
 
 def _exit_with_usage(message: str) -> NoReturn:

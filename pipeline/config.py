@@ -21,7 +21,12 @@ def _bucket_key(value: str) -> str:
     return Bucket.parse(value).key
 
 
+def _extension(value: str) -> str:
+    return "." + value.lower().removeprefix(".")
+
+
 BucketKey = Annotated[str, AfterValidator(_bucket_key)]
+Extension = Annotated[str, AfterValidator(_extension)]
 
 
 class Section(BaseModel):
@@ -35,7 +40,7 @@ class InputConfig(Section):
     """Folder, glob, single video, or table of videos (.jsonl, .csv, .parquet), on any fsspec URL."""
     format: Literal["auto", "files", "table"] = "auto"
     """What the URI names; auto tells a table by its extension."""
-    extensions: tuple[str, ...] = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".gif")
+    extensions: tuple[Extension, ...] = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".gif")
     """Files in a folder that count as videos."""
     video_column: str = "video"
     """Table column that holds the video's path; relative paths start at the table's folder."""
@@ -51,7 +56,7 @@ class OutputConfig(Section):
     uri: str
     """Folder of the dataset, on any fsspec URL."""
     dtype: Literal["float16", "bfloat16", "float32"] | None = None
-    """Stored dtype of the latents. None keeps the dtype of the model."""
+    """Stored dtype of the latents. Unset: that of the model."""
     logvar: bool = True
     """Store the log-variance too, so that training can sample the posterior. Doubles the size."""
     first_frame: bool = False
@@ -84,7 +89,7 @@ class VaeConfig(Section):
     tiling: Literal["exact", "blend"] = "exact"
     """exact has no seams; blend equals diffusers' tiling, seams included, and needs memory for one tile only."""
     model: str | None = None
-    """How readers scale the latents: cogvideox-2b, cogvideox-5b or cogvideox-1.5-5b. None: by the weights' own factor."""
+    """How readers scale the latents: cogvideox-2b, cogvideox-5b or cogvideox-1.5-5b. Unset: by the weights' own factor."""
     storage_options: StorageOptions = Field(default_factory=dict)
     """Passed to fsspec for the weights."""
 
@@ -101,7 +106,7 @@ class ClipConfig(Section):
     min_fps_share: float = Field(default=0.9, ge=0, le=1)
     """Leave out sources slower than this share of the bucket's rate: their frames would repeat."""
     max_upscale: PositiveFloat | None = None
-    """Leave out sources that would be enlarged by more than this factor. None: no limit."""
+    """Leave out sources that would be enlarged by more than this factor. Unset: no limit."""
 
 
 class DecodeConfig(Section):
@@ -138,11 +143,11 @@ class ClusterConfig(Section):
     """How many actors, and what they may hold."""
 
     actors: PositiveInt | None = None
-    """VAE actors. None: one a GPU, or one on a cluster without GPUs."""
+    """VAE actors. Unset: one a GPU, or one on a cluster without GPUs."""
     gpus_per_actor: float = Field(default=1.0, gt=0, le=1)
     """Below 1, several actors share a GPU."""
     threads_per_actor: PositiveInt | None = None
-    """torch threads of an actor on CPU. None: the node's cores shared among the actors."""
+    """torch threads of an actor on CPU. Unset: the node's cores shared among the actors."""
     frame_budget_bytes: PositiveInt = 2 << 30
     """Decoded frames that one actor may hold or have on order."""
 
@@ -155,7 +160,7 @@ class RunControlConfig(Section):
     takeover: bool = False
     """Run although status.json says that another run is alive. Also written --takeover."""
     max_quarantined: float | None = Field(default=None, ge=0)
-    """Exit code 3 above so many quarantined clips; below 1, a share of the plan. None: no limit."""
+    """Exit code 3 above so many quarantined clips; below 1, a share of the plan. Unset: no limit."""
     progress: Literal["auto", "bar", "log"] = "auto"
     """auto: a bar on a terminal, log lines elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -79,7 +79,8 @@ def find_weights(config: VaeConfig) -> WeightFiles:
             storage_options=config.storage_options,
         )
     except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"vae.weights: {error}") from error
+        hint = "A local copy is given by --vae.weights /path/to/folder, and --vae.subfolder if the VAE is inside it."
+        raise ConfigError(f"vae.weights: {error} {hint}") from error
 
 
 def describe_model(config: VaeConfig) -> ModelInfo:
@@ -98,11 +99,11 @@ def describe_model(config: VaeConfig) -> ModelInfo:
         raise ConfigError(f"vae.weights: {error}") from error
 
 
-def load_engine(config: RunConfig, fingerprint: str, device: str, threads: int | None) -> VaeEngine:
+def load_engine(config: RunConfig, fingerprint: str | None, device: str, threads: int | None) -> VaeEngine:
     """Load the model on this machine.
 
     Args:
-        fingerprint: of the weights that the run was planned with.
+        fingerprint: of the weights that the run was planned with; None: any will do.
         device: ``cpu`` or ``cuda``.
         threads: torch threads on CPU; None leaves torch's default.
 
@@ -115,8 +116,7 @@ def load_engine(config: RunConfig, fingerprint: str, device: str, threads: int |
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     files = find_weights(config.vae)
-    found = files.fingerprint()
-    if found != fingerprint:
+    if fingerprint is not None and (found := files.fingerprint()) != fingerprint:
         raise ConfigError(
             f"vae.weights {config.vae.weights}: fingerprint {found[:16]} on this node, the run was planned with "
             f"{fingerprint[:16]}; every node must see the same files"
@@ -158,17 +158,18 @@ class VaeEngine:
         return [clip if ok else problem for clip, ok in zip(encoded, finite.tolist(), strict=True)]
 
     @torch.inference_mode()
-    def decode(self, latent: TensorBytes) -> Frames:
-        """Frames ``[T, H, W, 3]`` of a stored, unscaled latent ``[C, F, H, W]``."""
-        tensor = torch.frombuffer(bytearray(latent.data), dtype=getattr(torch, latent.dtype)).reshape(latent.shape)
-        z = tensor[None].to(self._vae.device, self._vae.dtype)
+    def decode(self, latent: torch.Tensor) -> Frames:
+        """Frames ``[T, H, W, 3]`` of an unscaled latent ``[C, F, H, W]``."""
+        z = latent[None].to(self._vae.device, self._vae.dtype)
         sample = self._vae.decode(z, return_dict=False)[0][0]
         pixels = sample.float().add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
         return pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
     def measure_psnr(self, frames: Frames, encoded: EncodedClip) -> float:
         """As ``Engine.measure_psnr``."""
-        error = self.decode(encoded.latent).astype(np.float32) - frames.astype(np.float32)
+        stored = encoded.latent
+        latent = torch.frombuffer(bytearray(stored.data), dtype=getattr(torch, stored.dtype)).reshape(stored.shape)
+        error = self.decode(latent).astype(np.float32) - frames.astype(np.float32)
         mean_square = max(float(np.mean(np.square(error))), 1e-10)
         return float(10 * np.log10(255.0**2 / mean_square))
 

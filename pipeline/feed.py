@@ -68,6 +68,12 @@ class DecodeFeed:
             self._admit()
         return DecodeOrder(self, jobs)
 
+    def need(self, job: VideoJob) -> None:
+        """Admit a job out of turn, whatever the budget: its clips are wanted now."""
+        with self._lock:
+            if job.results is None:
+                self._start(job)
+
     def release(self, job: VideoJob) -> None:
         """Forget a job, delivered or not."""
         with self._lock:
@@ -83,9 +89,12 @@ class DecodeFeed:
             job = self._waiting[0]
             if self._held_bytes and self._held_bytes + job.size_bytes > self.budget_bytes:
                 return
-            job.results = self.start(job.targets)
-            self._held_bytes += job.size_bytes
-            self._waiting.popleft()
+            self._start(job)
+
+    def _start(self, job: VideoJob) -> None:
+        job.results = self.start(job.targets)
+        self._held_bytes += job.size_bytes
+        self._waiting.remove(job)
 
 
 class DecodeOrder:
@@ -99,19 +108,20 @@ class DecodeOrder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        # Backwards: what waits leaves the queue before a release could start it for nobody.
         while self._open:
-            self._feed.release(self._open.popleft())
+            self._feed.release(self._open.pop())
 
     def __iter__(self) -> Iterator[tuple[PlannedClip, Decoded]]:
         while self._open:
             job = self._open[0]
+            self._feed.need(job)
             for position, planned in enumerate(job.clips):
                 yield planned, self._result(job, position)
             self._feed.release(self._open.popleft())
 
     def _result(self, job: VideoJob, position: int) -> Decoded:
         for attempt in range(1, DECODE_ATTEMPTS + 1):
-            # Admitted by now: all that was ordered before it has been released.
             assert job.results is not None
             try:
                 return self._feed.fetch(job.results[position])

@@ -58,7 +58,7 @@ class FrameReader:
         self._num_frames = 0
         self._num_backward = 0
         self._origin_s: Fraction | None = None
-        self._clock = "pts"
+        self._uses_dts = video.has_decoding_times_only
         self._last_s: Fraction | None = None
         self._damaged_since_s: Fraction | None = None
         self._last_error = ""
@@ -73,16 +73,25 @@ class FrameReader:
             TerminalError: nothing could be decoded, or too much could not.
         """
         if self._num_frames == 0:
-            raise self._video.reject("undecodable", f"not one frame could be decoded ({self._last_error or 'no packets'})")
+            raise self._video.reject(*self._nothing())
         errors = len(self.damage_s)
         if errors > 1 and errors > self._num_packets * _MAX_ERROR_SHARE:
             raise self._video.reject("corrupt", f"{errors} of {self._num_packets} packets cannot be decoded ({self._last_error})")
         if self._num_backward > 1 and self._num_backward > self._num_frames * _MAX_ERROR_SHARE:
             raise self._video.reject("bad_timestamps", f"{self._num_backward} of {self._num_frames} frames go back in time")
 
+    def _nothing(self) -> tuple[str, str]:
+        if self._stream.width == 0:
+            # VP9, FFV1 and GIF tell their size only by decoding, which max_pixels forbade.
+            allowed = self._video.limits.max_pixels
+            return "too_large", f"its picture has more than decode.max_pixels ({allowed}), or its first frame is damaged"
+        return "undecodable", f"not one frame could be decoded ({self._last_error or 'no packets'})"
+
     def is_damaged(self, start_s: Fraction, end_s: Fraction) -> bool:
         """Whether a packet was lost in this span of time or a frame beside it."""
-        return any(start_s - self.period_s <= time <= end_s + self.period_s for time in self.damage_s)
+        # With several threads an error is reported so many packets late.
+        late_s = self.period_s * self._video.limits.threads
+        return any(start_s - self.period_s <= time_s <= end_s + late_s for time_s in self.damage_s)
 
     def measure(self) -> tuple[Fraction, Fraction]:
         """Read all packets that are left. Returns the video's length in seconds and its frames a second."""
@@ -137,7 +146,7 @@ class FrameReader:
         self._last_error = describe(error)
         if self._origin_s is None:
             time_s = -self.period_s  # nothing was decoded yet: the beginning is damaged
-        elif packet is None or packet.pts is None or self._clock == "dts":
+        elif packet is None or packet.pts is None or self._uses_dts:
             time_s = (self._last_s or Fraction(0)) + self.period_s
         else:
             time_s = packet.pts * fraction_of(packet.time_base) - self._origin_s
@@ -160,10 +169,9 @@ class FrameReader:
         return TimedFrame(frame, time_s, duration_s, not frame.is_corrupt and self._damaged_since_s is None)
 
     def _time_of(self, frame: av.VideoFrame) -> Fraction:
-        if self._origin_s is None:
-            # AVI stores no presentation times; its decoding times come out in order of presentation.
-            self._clock = "pts" if frame.pts is not None else "dts"
-        ticks = frame.pts if self._clock == "pts" else frame.dts
+        if self._origin_s is None and frame.pts is None:
+            self._uses_dts = True
+        ticks = frame.dts if self._uses_dts else frame.pts
         if ticks is None or frame.time_base is None:
             self._origin_s = self._origin_s or Fraction(0)
             return Fraction(0) if self._last_s is None else self._last_s + self.period_s

@@ -30,7 +30,7 @@ def cover_crop(width: int, height: int, bucket: Bucket) -> Crop:
         crop_w, crop_h = _even_side(Fraction(height * bucket.width, bucket.height), width), height
     else:
         crop_w, crop_h = width, _even_side(Fraction(width * bucket.height, bucket.width), height)
-    return Crop(x=(width - crop_w) // 4 * 2, y=(height - crop_h) // 4 * 2, w=crop_w, h=crop_h)
+    return Crop(x=2 * round((width - crop_w) / 4), y=2 * round((height - crop_h) / 4), w=crop_w, h=crop_h)
 
 
 def _even_side(exact: Fraction, whole: int) -> int:

@@ -81,7 +81,7 @@ def _plan_video(
     bucket = choose_bucket(info, buckets)
     if bucket is None and config.short == "repeat_last":
         fewest = min(bucket.num_frames for bucket in buckets)
-        endless = replace(info, duration_s=math.inf)
+        endless = replace(info, duration_s=max(bucket.num_frames / bucket.fps for bucket in buckets) + 1)
         bucket = choose_bucket(endless, tuple(bucket for bucket in buckets if bucket.num_frames == fewest))
     refusal = _refusal(video.uri, info, bucket, buckets, config)
     if bucket is None or refusal is not None:
@@ -143,7 +143,7 @@ def _planned_clip(video: ProbedVideo, info: VideoInfo, bucket: Bucket, start: in
 
 def _rejection(video: ProbedVideo, status: Status, stage: str, reason: str, detail: str) -> Rejection:
     return Rejection(
-        sample_id=digest(video.key, stage, reason),
+        sample_id=video.key,  # by which a later generation knows it
         uri=video.uri,
         frame_start=0,
         frame_end=0,

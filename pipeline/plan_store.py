@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.dataset.shard_file import ShardFile
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.plan import PlannedClip, PlannedShard
 from pipeline.recipe import Recipe, digest
@@ -181,26 +182,27 @@ def read_shards(storage: Storage, generation: Generation) -> list[ShardRef]:
 
 def read_clips(storage: Storage, shard: ShardRef) -> list[PlannedClip]:
     """The clips of one shard, in plan order: one row group of one file."""
-    with storage.open(shard.file) as file:
-        rows = pq.ParquetFile(file).read_row_group(shard.row_group).to_pylist()
+    rows = ShardFile(storage, shard.file).parquet().read_row_group(shard.row_group).to_pylist()
     return [_clip_from_row(row) for row in rows]
 
 
 def read_rejections(storage: Storage, generation: Generation) -> Iterator[Rejection]:
     """What the plan itself left out."""
-    with storage.open(generation.rejected_file) as file:
-        for batch in pq.ParquetFile(file).iter_batches():
-            yield from (Rejection(**row) for row in batch.to_pylist())
+    for batch in ShardFile(storage, generation.rejected_file).parquet().iter_batches():
+        yield from (Rejection(**row) for row in batch.to_pylist())
 
 
 def read_known_videos(storage: Storage, generations: Iterable[Generation]) -> set[str]:
-    """Keys of the videos that earlier generations list, as ``ProbedVideo.key`` makes them."""
+    """Keys of the videos that earlier generations list, as ``ProbedVideo.key`` makes them.
+
+    Those that gave no clip are known too: each video is accounted for once.
+    """
     known: set[str] = set()
     for generation in generations:
+        known.update(rejection.sample_id for rejection in read_rejections(storage, generation))
         for name in sorted({shard.file for shard in read_shards(storage, generation)}):
-            with storage.open(name) as file:
-                for batch in pq.ParquetFile(file).iter_batches(columns=["uri", "size_bytes", "version"]):
-                    known.update(digest(row["uri"], row["size_bytes"], row["version"]) for row in batch.to_pylist())
+            for batch in ShardFile(storage, name).parquet().iter_batches(columns=["uri", "size_bytes", "version"]):
+                known.update(digest(row["uri"], row["size_bytes"], row["version"]) for row in batch.to_pylist())
     return known
 
 
@@ -215,7 +217,7 @@ def column_schema(values: list[dict[str, Any]], declared: pa.Schema | None, fixe
     Raises:
         ConfigError: the input brings columns or types that the dataset does not have.
     """
-    found = declared if declared is not None else _infer(values)
+    found = _infer(values) if declared is None else pa.schema([_as_text_if_null(column) for column in declared])
     if fixed is None:
         return found
     for column in found:
@@ -224,9 +226,16 @@ def column_schema(values: list[dict[str, Any]], declared: pa.Schema | None, fixe
                 f"column {column.name!r} is not in this dataset (its columns: {', '.join(fixed.names) or 'none'}); "
                 "leave it out of the input, or start a new dataset"
             )
-        if declared is not None and fixed.field(column.name).type != column.type:
+        if declared is None or pa.types.is_null(declared.field(column.name).type):
+            continue
+        if fixed.field(column.name).type != column.type:
             raise ConfigError(f"column {column.name!r} is {column.type} here and {fixed.field(column.name).type} in this dataset")
     return fixed
+
+
+def _as_text_if_null(column: pa.Field) -> pa.Field:
+    """A column without a single value has no type yet; as text it can take any later."""
+    return column.with_type(pa.string()) if pa.types.is_null(column.type) else column
 
 
 def _infer(values: list[dict[str, Any]]) -> pa.Schema:
@@ -262,12 +271,19 @@ def _clips_file(shards: list[PlannedShard], columns: pa.Schema) -> bytes:
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         for shard in shards:
             rows = [_clip_row(planned, columns) for planned in shard.clips]
-            try:
-                table = pa.Table.from_pylist(rows, schema=schema)
-            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-                raise ConfigError(f"a column's values do not fit its type: {error}") from error
+            for column in columns:
+                _check_values(column, [row["columns"][column.name] for row in rows])
+            table = pa.Table.from_pylist(rows, schema=schema)
             writer.write_table(table, row_group_size=max(1, len(rows)))
     return sink.getvalue()
+
+
+def _check_values(column: pa.Field, values: list[Any]) -> None:
+    """Raises: ConfigError: the values are not what earlier generations have under this name."""
+    try:
+        pa.array(values, column.type)
+    except (pa.ArrowException, OverflowError) as error:
+        raise ConfigError(f"column {column.name!r} is {column.type} in this dataset, but has another value: {error}") from error
 
 
 def _clip_row(planned: PlannedClip, columns: pa.Schema) -> dict[str, Any]:

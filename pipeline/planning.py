@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 
+import pyarrow as pa
+
 from pipeline.config import RunConfig
 from pipeline.engine import ModelInfo
 from pipeline.errors import TerminalError
@@ -53,16 +55,23 @@ class Planner:
         number = len(earlier)
         listing = open_source(self.config.input)
         known = read_known_videos(self.storage, earlier)
-        listed = (item for item in listing.items if not _is_known(item, known))
-        items = list(islice(listed, self.config.input.limit))
-        videos = [video for video in self._probe_all(number, items) if video.key not in known]
+        videos = self._new_videos(number, listing.items, known)
         if not videos:
             return None
         fixed = earlier[0].columns if earlier else None
         columns = column_schema([video.columns for video in videos], listing.schema, fixed)
         return self._publish(number, videos, columns)
 
-    def _publish(self, number: int, videos: list[ProbedVideo], columns: object) -> Generation:
+    def _new_videos(self, number: int, listed: Iterator[SourceItem], known: set[str]) -> list[ProbedVideo]:
+        """Up to ``input.limit`` videos that no earlier generation has; a table's are told only when probed."""
+        limit = self.config.input.limit
+        unknown = (item for item in listed if not _is_known(item, known))
+        videos: list[ProbedVideo] = []
+        while items := list(islice(unknown, None if limit is None else limit - len(videos))):
+            videos += [video for video in self._probe_all(number, items) if video.key not in known]
+        return videos
+
+    def _publish(self, number: int, videos: list[ProbedVideo], columns: pa.Schema) -> Generation:
         clips: list[PlannedClip] = []
         rejections: list[Rejection] = []
         for planned in plan_clips(videos, self.config.buckets, self.config.clip, self.recipe.fingerprint):

@@ -56,7 +56,7 @@ class ProgressReport:
     every_s: float
     _meter: RateMeter = field(default_factory=RateMeter)
     _bar: Progress | None = None
-    _task: TaskID = TaskID(0)
+    _task: TaskID = field(default_factory=lambda: TaskID(0))
     _last_line_at: float = 0.0
     _seen: dict[str, int] = field(default_factory=dict)
 

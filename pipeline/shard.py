@@ -99,8 +99,18 @@ class ShardEncoder:
             return
         result = replace(result, source_hash=decoded.source_hash)
         if _is_sampled(planned.clip.sample_id, self.config.qa_share):
-            result = replace(result, psnr=self.engine.measure_psnr(decoded.frames, result))
+            result = replace(result, psnr=self._measure_psnr(planned.clip, decoded, result))
         self.writer.write(build_row(planned.clip, result, planned.columns))
+
+    def _measure_psnr(self, clip: Clip, decoded: DecodedClip, encoded: EncodedClip) -> float | None:
+        try:
+            return self.engine.measure_psnr(decoded.frames, encoded)
+        except Exception as error:
+            if not self.engine.is_out_of_memory(error):
+                raise
+            # Decoding takes more memory than encoding: the latent is good although it cannot be measured here.
+            logger.warning("psnr not measured uri=%s error=%s", clip.uri, error)
+            return None
 
     def _reject(self, clip: Clip, error: TerminalError) -> None:
         logger.warning("quarantined uri=%s reason=%s detail=%s", clip.uri, error.reason, error.detail)

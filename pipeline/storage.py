@@ -7,10 +7,12 @@ or small and replaced whole (``status.json``). Nothing specific to one store sta
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,7 +23,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import ConfigError, TerminalError, TransientError
+from pipeline.errors import ConfigError, PipelineError, TerminalError, TransientError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -31,6 +33,9 @@ _FIRST_DELAY_S = 0.2
 # A store's answer that will be the same next time. EEXIST is how a lost race looks.
 _FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 # The S3 client raises these beside OSError; matched by module, so that no store's client is imported here.
+_WILDCARD = re.compile(r"[*?\[]")
+# Requests that a server asks to repeat; every other 4xx is its last word.
+_REPEATABLE_STATUS = (408, 425, 429)
 _CLIENT_MODULES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "azure", "requests", "urllib3")
 _S3_DEFAULTS: dict[str, Any] = {
     "use_listings_cache": False,
@@ -71,8 +76,11 @@ def open_filesystem(uri: str, options: dict[str, Any] | None = None) -> tuple[fs
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later."""
-    if isinstance(error, _FINAL):
+    if isinstance(error, _FINAL) or getattr(error, "errno", None) == errno.ENAMETOOLONG:
         return False
+    status = getattr(error, "status", None)
+    if isinstance(status, int) and 400 <= status < 500:
+        return status in _REPEATABLE_STATUS
     module = type(error).__module__.partition(".")[0]
     return isinstance(error, (OSError, TimeoutError)) or module in _CLIENT_MODULES
 
@@ -182,29 +190,40 @@ class Storage:
         ]
 
     def put(self, path: str, data: bytes) -> None:
-        """Write a file whole, replacing what was there; readers see the old or the new."""
-        if self.is_local:
-            with self._temporary(data) as temporary:
-                Path(self._full(path)).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(temporary, self._full(path))
-        else:
-            self._retry("put", path, lambda: self._put_object(path, data, "overwrite"))
+        """Write a file whole, replacing what was there; readers see the old or the new.
+
+        Raises:
+            ConfigError: there is no such bucket, or it may not be written.
+        """
+        target = self._full(path)
+        with self._explained_refusal():
+            if self.is_local:
+                with self._temporary(data) as temporary:
+                    Path(target).parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(temporary, target)
+            else:
+                self._retry("put", path, lambda: self._put_object(target, data, "overwrite"))
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         """Write a file whole unless it exists. Returns whether this call's bytes are known to stand there.
 
         False can also mean that an earlier try of this very call took effect and its reply was lost: who
         must know reads the object back.
+
+        Raises:
+            ConfigError: as ``put``.
         """
-        if self.is_local:
-            with self._temporary(data) as temporary:
-                return self._link(temporary, path)
-        try:
-            self._retry("put", path, lambda: self._put_object(path, data, "create"))
-        except Exception as error:
-            if is_lost_race(error):
-                return False
-            raise
+        target = self._full(path)
+        with self._explained_refusal():
+            if self.is_local:
+                with self._temporary(data) as temporary:
+                    return _link(temporary, target)
+            try:
+                self._retry("put", path, lambda: self._put_object(target, data, "create"))
+            except Exception as error:
+                if is_lost_race(error):
+                    return False
+                raise
         return True
 
     def put_file_if_absent(self, path: str, source: str | Path) -> bool:
@@ -224,11 +243,23 @@ class Storage:
         return f"{self._root}/{path}" if path else self._root
 
     def _retry(self, what: str, path: str, call: Callable[[], T]) -> T:
-        return retry(f"{what} {self.uri}/{path}", call, local=self.is_local)
+        try:
+            return retry(f"{what} {self.uri}/{path}", call, local=self.is_local)
+        except PermissionError as error:
+            raise ConfigError(f"{self.uri}: access refused: {error}") from error
 
-    def _put_object(self, path: str, data: bytes, mode: str) -> None:
+    def _put_object(self, target: str, data: bytes, mode: str) -> None:
         whole = {"chunksize": len(data) + 1} if hasattr(self._fs, "call_s3") else {}
-        self._fs.pipe_file(self._full(path), data, mode=mode, **whole)
+        self._fs.pipe_file(target, data, mode=mode, **whole)
+
+    @contextlib.contextmanager
+    def _explained_refusal(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise ConfigError(f"{self.uri}: cannot be written: {error}. Create the bucket first") from error
+        except (PermissionError, NotADirectoryError) as error:
+            raise ConfigError(f"{self.uri}: cannot be written: {error}") from error
 
     @contextlib.contextmanager
     def _temporary(self, data: bytes) -> Iterator[str]:
@@ -245,19 +276,21 @@ class Storage:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _link(self, temporary: str, path: str) -> bool:
-        target = Path(self._full(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(temporary, target)
-        except FileExistsError:
-            return False
-        descriptor = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        return True
+
+def _link(temporary: str, target: str) -> bool:
+    """Give a local file its name, durably, unless the name is taken."""
+    folder = Path(target).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def object_version(info: dict[str, Any]) -> str:
@@ -272,41 +305,53 @@ def object_version(info: dict[str, Any]) -> str:
 def list_inputs(uri: str, options: dict[str, Any] | None = None, *, recursive: bool = True) -> Iterator[StoredObject]:
     """The files that a folder, a glob or a single file names, sorted, with absolute URIs.
 
+    A name that holds ``*``, ``?`` or ``[`` and exists is taken as it stands, not as a pattern. Hidden files and
+    folders (``.name``) are passed over, as a shell does.
+
     Raises:
-        ConfigError: nothing is there.
+        ConfigError: nothing is there, or it may not be listed.
     """
     fs, path = open_filesystem(uri, options)
     local = isinstance(fs, LocalFileSystem)
+    folder = path
 
     def find() -> dict[str, dict[str, Any]]:
-        if any(character in path for character in "*?["):
+        nonlocal folder
+        if _WILDCARD.search(path) and not fs.exists(path):
+            folder = _WILDCARD.split(path)[0].rpartition("/")[0]
             return cast(dict[str, dict[str, Any]], fs.glob(path, detail=True))
         try:
             return cast(dict[str, dict[str, Any]], fs.find(path, maxdepth=None if recursive else 1, detail=True))
         except FileNotFoundError:
             return {}
 
-    found = retry(f"list {uri}", find, local=local)
+    try:
+        found = retry(f"list {uri}", find, local=local)
+    except PermissionError as error:
+        raise ConfigError(f"input.uri {uri}: may not be listed: {error}") from error
     if not found:
         raise ConfigError(f"input.uri {uri}: there is nothing there")
+    shows_hidden = "/." in path[len(folder) :]
     for name, info in sorted(found.items()):
-        if info.get("type") != "directory":
+        if info.get("type") != "directory" and (shows_hidden or "/." not in name[len(folder) :]):
             yield StoredObject(name if local else fs.unstrip_protocol(name), int(info["size"]), object_version(info))
 
 
 def stat_input(uri: str, options: dict[str, Any] | None = None) -> StoredObject:
-    """Size and version of one file. Raises: TerminalError: it does not exist or may not be read."""
-    fs, path = open_filesystem(uri, options)
-    local = isinstance(fs, LocalFileSystem)
+    """Size and version of one file. Raises: TerminalError: it is no file, or may not be read."""
     with _as_terminal(uri):
+        fs, path = open_filesystem(uri, options)
+        local = isinstance(fs, LocalFileSystem)
         info = retry(f"stat {uri}", lambda: fs.info(path), local=local)
+        if info["type"] == "directory":
+            raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file")
     return StoredObject(path if local else fs.unstrip_protocol(path), int(info["size"]), object_version(info))
 
 
 def read_input(uri: str, options: dict[str, Any] | None = None) -> bytes:
     """All bytes of one small file, such as a caption. Raises: TerminalError: as ``stat_input``."""
-    fs, path = open_filesystem(uri, options)
     with _as_terminal(uri):
+        fs, path = open_filesystem(uri, options)
         return cast(bytes, retry(f"read {uri}", lambda: fs.cat_file(path), local=isinstance(fs, LocalFileSystem)))
 
 
@@ -320,8 +365,8 @@ def fetch_input(uri: str, options: dict[str, Any] | None, folder: str | Path) ->
         TerminalError: the file does not exist or may not be read.
         TransientError: the store does not deliver it.
     """
-    fs, path = open_filesystem(uri, options)
     found = stat_input(uri, options)
+    fs, path = open_filesystem(uri, options)
     if isinstance(fs, LocalFileSystem):
         with _as_terminal(uri), open(path, "rb"):  # says at once whether it can be read
             pass
@@ -338,12 +383,17 @@ def fetch_input(uri: str, options: dict[str, Any] | None, folder: str | Path) ->
 
 @contextlib.contextmanager
 def _as_terminal(uri: str) -> Iterator[None]:
+    """What will be the same next time is wrong with this one file: it ends the clip, never the run."""
     try:
         yield
     except FileNotFoundError as error:
         raise TerminalError("fetch", "not_found", f"{uri}: no such file") from error
     except PermissionError as error:
         raise TerminalError("fetch", "not_permitted", f"{uri}: may not be read: {error}") from error
+    except Exception as error:
+        if is_transient(error) or (isinstance(error, PipelineError) and not isinstance(error, ConfigError)):
+            raise
+        raise TerminalError("fetch", "unreadable", f"{uri}: cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _download(fs: fsspec.AbstractFileSystem, path: str, copy: Path, size_bytes: int) -> None:

@@ -24,6 +24,9 @@ from pipeline.picture import FrameConverter, PictureShape, hdr_transfer
 from pipeline.types import Bucket, Clip, Crop, Frames, VideoInfo
 from pipeline.video_file import VideoFile, check_duration, check_size, fraction, open_video
 
+_INSTANT_S = Fraction(1, 10**9)
+"""What makes "until the end" mean "before the end"."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
@@ -62,7 +65,7 @@ def probe(path: str, limits: DecodeConfig, *, name: str) -> VideoInfo:
             fps=float(rate),
             duration_s=float(duration_s),
             container=video.container.format.name,
-            codec=video.stream.codec_context.name,
+            codec=video.stream.codec_context.codec.canonical_name,
         )
 
 
@@ -125,7 +128,7 @@ def _reaches(frames: Iterator[TimedFrame]) -> Iterator[tuple[TimedFrame, Fractio
             yield previous, (previous.time_s + current.time_s) / 2
         previous = current
     if previous is not None:
-        yield previous, previous.time_s + previous.duration_s - Fraction(1, 10**9)
+        yield previous, previous.time_s + previous.duration_s - _INSTANT_S
 
 
 class _Cutter:
@@ -138,6 +141,8 @@ class _Cutter:
             raise video.reject(
                 "changed", f"the picture is {width}x{height}, but the plan crops {crop}; the file was replaced: plan it anew"
             )
+        if window.frame_end <= window.frame_start:
+            raise ValueError(f"a window from frame {window.frame_start} to {window.frame_end} is empty")
         self.index = index
         self.result: Frames | TerminalError | None = None
         self._video, self._reader, self._shape, self._bucket = video, reader, shape, bucket

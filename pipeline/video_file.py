@@ -50,6 +50,8 @@ _CONTAINER_OPTIONS = {
 }
 # PyAV 19 dropped the argument and always replaces.
 _METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+# A millisecond clock passes for the frame rate where a header names none.
+_NONSENSE_RATE = 1000
 # Profiles of Dolby Vision whose pixels are no YCbCr that anyone else can read.
 _DOLBY_TAGS = ("dvh1", "dvhe", "dav1", "dva1", "dvav")
 
@@ -63,6 +65,11 @@ def rejection(stage: str, reason: str, detail: str) -> TerminalError:
 def fraction(ratio: Any) -> Fraction | None:
     """PyAV's rational (Fraction up to 18, AVRational from 19) as a Fraction; None for zero or undefined."""
     return Fraction(ratio.numerator, ratio.denominator) if ratio else None
+
+
+def fraction_of(ratio: Any) -> Fraction:
+    """As ``fraction``, where the value is known to be there."""
+    return Fraction(ratio.numerator, ratio.denominator)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +91,23 @@ class VideoFile:
     def frame_rate(self) -> Fraction | None:
         """Frames a second as the header or FFmpeg's first look says; None where neither makes sense."""
         rate = fraction(self.stream.average_rate) or fraction(self.stream.guessed_rate)
-        return rate if rate is not None and 0 < rate <= 1000 else None
+        return rate if rate is not None and 0 < rate < _NONSENSE_RATE else None
+
+    @property
+    def has_decoding_times_only(self) -> bool:
+        """Whether the container stores no presentation times: AVI, and AVI's way of storing a stream in Matroska.
+
+        Frames leave the decoder in order of presentation, so that there decoding times, moved by a constant, are right.
+        FFmpeg's presentation times are guesses and go backward where there are B-frames.
+        """
+        is_matroska = self.container.format.name.startswith("matroska")
+        return self.container.format.name == "avi" or (is_matroska and self.stream.codec_context.codec_tag.strip("\0") != "")
 
     @property
     def header_duration_s(self) -> Fraction | None:
-        """Length of the video stream as the header says; None if it speaks only for all streams together."""
+        """Length of the video stream as the header says; None if it says nothing, or only for all streams together."""
+        if self.container.format.name.startswith("mpeg"):
+            return None  # program and transport streams have no header; FFmpeg guesses, and was 0.7 s short
         if self.stream.duration and self.stream.time_base:
             return self.stream.duration * fraction_of(self.stream.time_base)
         if self.container.duration and len(self.container.streams) == 1:
@@ -107,14 +126,9 @@ class VideoFile:
         """How far the sample table of an MP4 reaches beyond the end of the file."""
         if not self.container.format.name.startswith("mov"):
             return 0
-        index = self.stream.index_entries
-        reach = max((entry.pos + entry.size for entry in index), default=0)
+        latest = self.stream.index_entries[-32:]
+        reach = max((entry.pos + entry.size for entry in latest), default=0)
         return max(0, reach - self.container.size)
-
-
-def fraction_of(ratio: Any) -> Fraction:
-    """As ``fraction``, where the value is known to be there."""
-    return Fraction(ratio.numerator, ratio.denominator)
 
 
 @contextmanager
@@ -131,7 +145,7 @@ def open_video(path: str, limits: DecodeConfig, *, name: str, stage: str) -> Ite
             path,
             mode="r",
             # FFmpeg decodes a frame or two to find the format, before anybody can look at the size.
-            options={"max_pixels": str(limits.max_pixels)},
+            options={"max_pixels": _codec_max_pixels(limits)},
             container_options=_CONTAINER_OPTIONS,
             **_METADATA,
         )
@@ -159,10 +173,11 @@ def _check_regular_file(path: str, *, name: str, stage: str) -> None:
 
 
 def _checked(container: InputContainer, limits: DecodeConfig, name: str, stage: str) -> VideoFile:
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    covers = [s for s in container.streams.video if s.disposition & Disposition.attached_pic]
+    streams = [s for s in container.streams.video if s not in covers]
     if not streams:
-        found = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-        raise rejection(stage, "no_video_stream", f"{name}: holds {found}, but no video stream")
+        found = sorted({"cover picture" if s in covers else s.type for s in container.streams})
+        raise rejection(stage, "no_video_stream", f"{name}: holds {' and '.join(found) or 'nothing'}, but no video stream")
     best = container.streams.best("video")
     stream = best if isinstance(best, VideoStream) and best in streams else streams[0]
     video = VideoFile(name, stage, limits, container, stream)
@@ -178,10 +193,15 @@ def _checked(container: InputContainer, limits: DecodeConfig, name: str, stage: 
         if other.index != stream.index:
             other.discard = Discard.all
     codec = stream.codec_context
-    codec.options = {**codec.options, "max_pixels": str(limits.max_pixels)}
+    codec.options = {**codec.options, "max_pixels": _codec_max_pixels(limits)}
     codec.thread_type = "AUTO" if limits.threads > 1 else "NONE"
     codec.thread_count = limits.threads
     return video
+
+
+def _codec_max_pixels(limits: DecodeConfig) -> str:
+    """The limit for codecs, which count their buffers' padding too; ``check_size`` is exact."""
+    return str(limits.max_pixels + 128 * limits.max_side)
 
 
 def check_size(video: VideoFile, width: int, height: int) -> None:

@@ -70,7 +70,7 @@ def _chunk(row_group: Struct, name: str) -> Struct:
 
 
 def _is_addressable(footer: Struct, chunks: list[Struct], name: str) -> bool:
-    element = next(element for element in footer[2] if element[4] == name.encode())  # FileMetaData.schema, by name
+    element = {element[4]: element for element in footer[2]}[name.encode()]  # FileMetaData.schema, by name
     # SchemaElement.type, .repetition_type; ColumnChunk.offset_index_offset; ColumnMetaData.codec, .dictionary_page_offset
     return (
         element.get(1) == _BYTE_ARRAY

@@ -206,8 +206,9 @@ class LatentDataset(torch.utils.data.Dataset[dict[str, Any]]):
         for name, multiplier in self._multipliers.items():
             item[name].mul_(multiplier)
         if self.layout == "FCHW":
-            for name in self._tensors & item.keys():
-                item[name] = item[name].transpose(0, 1).contiguous() if item[name].ndim == 4 else item[name]
+            for name in self._tensors:
+                if name in item and item[name].ndim == 4:
+                    item[name] = item[name].transpose(0, 1).contiguous()
         return item
 
     def _plan_columns(self, columns: Sequence[str]) -> None:
@@ -227,7 +228,7 @@ class LatentDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 f"{self.uri}: no column {', '.join(unknown)}; there are {', '.join(_column_choices(self._catalog.columns))}"
             )
         rest = [name for name in wanted if name not in tensors and name not in ("sample_id", "bucket_key")]
-        self._tensors = dict.fromkeys(tensors).keys()
+        self._tensors = tensors
         self._blobs = [name for name in rest if name in self._catalog.blobs]
         self._facts = [name for name in rest if name not in self._catalog.blobs]
         self._drawn = logvars if self.sample == "sample" else {}
@@ -257,6 +258,8 @@ class LatentDataset(torch.utils.data.Dataset[dict[str, Any]]):
         columns = filter_columns(filters)
         if unknown := [name for name in columns if name not in self._catalog.columns]:
             raise ConfigError(f"filters: no column {', '.join(unknown)}; there are {', '.join(self._catalog.columns)}")
+        if not len(self):
+            return np.empty(0, np.int64)
         if {"sample_id", "bucket_key"}.issuperset(columns):
             table = pa.table({"sample_id": self._catalog.sample_ids, "bucket_key": self.bucket_keys})
         else:
@@ -268,10 +271,7 @@ class LatentDataset(torch.utils.data.Dataset[dict[str, Any]]):
             raise ConfigError(f"filters {filters}: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_index_of": None, "_tensors": list(self._tensors)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _tensors=dict.fromkeys(state["_tensors"]).keys())
+        return {**self.__dict__, "_index_of": None}
 
 
 def _open(uri: str, options: dict[str, Any], allow_incomplete: bool) -> tuple[Storage, Manifest | None, Catalog]:

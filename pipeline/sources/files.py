@@ -31,6 +31,19 @@ def list_files(config: InputConfig) -> Iterator[SourceItem]:
         for folder in sorted({video.uri.rpartition("/")[0] for video in videos}):
             names.update(file.uri for file in list_inputs(folder, config.storage_options, recursive=False))
     for video in videos:
+        if not _is_text(video.uri):
+            name = video.uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            yield SourceItem(uri=name, problem=f"{name}: its name is not UTF-8; rename it")
+            continue
         stem = video.uri[: video.uri.rindex(".")]
         sidecars = tuple(stem + suffix for suffix in SIDECAR_SUFFIXES if stem + suffix in names)
         yield SourceItem(uri=video.uri, size_bytes=video.size_bytes, version=video.version, sidecars=sidecars)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name can be written to the dataset; Python reads other bytes as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import posixpath
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from pipeline.config import InputConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TerminalError
 from pipeline.sources.source import SourceItem, SourceListing
 from pipeline.storage import list_inputs, read_input
 
@@ -42,7 +43,12 @@ def list_table(config: InputConfig) -> SourceListing:
 
 
 def _read_table(uri: str, config: InputConfig) -> pa.Table:
-    data = read_input(uri, config.storage_options)
+    try:
+        data = read_input(uri, config.storage_options)
+    except TerminalError as error:
+        raise ConfigError(f"input.uri: {error.detail}") from error
+    # One block, so that a column's type follows from all of its values and a long row is no error.
+    block_bytes = min(max(len(data) + 1, 1 << 20), (1 << 31) - 1)
     try:
         if uri.lower().endswith(".parquet"):
             table = pq.read_table(io.BytesIO(data))
@@ -53,10 +59,13 @@ def _read_table(uri: str, config: InputConfig) -> pa.Table:
             if duplicates:
                 raise ConfigError(f"{uri}: two columns are named {', '.join(sorted(duplicates))}")
             table = pa_csv.read_csv(
-                io.BytesIO(data), parse_options=pa_csv.ParseOptions(newlines_in_values=True), convert_options=options
+                io.BytesIO(data),
+                read_options=pa_csv.ReadOptions(block_size=block_bytes),
+                parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+                convert_options=options,
             )
         else:
-            table = pa_json.read_json(io.BytesIO(data))
+            table = pa_json.read_json(io.BytesIO(data), read_options=pa_json.ReadOptions(block_size=block_bytes))
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise ConfigError(f"{uri}: cannot be read as a table: {error}") from error
     if config.video_column not in table.column_names:
@@ -76,10 +85,13 @@ def _rows(tables: dict[str, pa.Table], video_column: str) -> Iterator[SourceItem
                 if isinstance(video, str) and video:
                     yield SourceItem(uri=_resolve(video, uri), columns=row)
                 else:
-                    problem = f"row {number} has {video!r} for a video, expected a path or URI"
+                    problem = f"{uri}: row {number} has {video!r:.100} for a video, expected a path or URI"
                     yield SourceItem(uri=f"{uri}#{number}", columns=row, problem=problem)
 
 
 def _resolve(video: str, table_uri: str) -> str:
     is_absolute = "://" in video or video.startswith("/")
-    return video if is_absolute else f"{table_uri.rpartition('/')[0]}/{video}"
+    if is_absolute:
+        return video
+    scheme, separator, folder = table_uri.rpartition("/")[0].rpartition("://")
+    return scheme + separator + posixpath.normpath(f"{folder}/{video}")  # an object store knows no "./" and "../"

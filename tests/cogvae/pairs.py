@@ -14,8 +14,8 @@ TINY: dict[str, Any] = {
     "layers_per_block": 1,
     "norm_num_groups": 4,
     "norm_eps": 1e-3,  # far from 1e-6, so that a norm with the wrong epsilon shows
-    "sample_height": 64,
-    "sample_width": 96,
+    "sample_height": 96,
+    "sample_width": 160,
 }
 
 

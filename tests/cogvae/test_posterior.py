@@ -57,7 +57,7 @@ def test_as_many_generators_as_clips_are_needed() -> None:
         ours.sample([torch.Generator() for _ in range(3)])
 
 
-def test_a_generator_of_the_wrong_device_is_named() -> None:
+def test_a_cpu_generator_serves_a_latent_on_any_device() -> None:
     posterior = DiagonalGaussianDistribution(torch.empty(2, 8, 1, 4, 5, device="meta"))
     assert posterior.sample(torch.Generator()).device.type == "meta"
 

@@ -1,4 +1,4 @@
-"""Blend tiling has diffusers' geometry, weights and seams, and refuses the geometry that diffusers gets wrong."""
+"""Blend tiling has diffusers' geometry, weights and seams, and refuses what diffusers gets wrong."""
 
 from typing import Any
 
@@ -13,41 +13,42 @@ EXACT = 1e-10
 
 
 @pytest.mark.parametrize(
-    "tile",
+    ("tile", "size"),
     [
-        (32, 32, 1 / 4, 1 / 2),
-        (40, 24, 1 / 5, 1 / 3),
-        (48, 80, 1 / 6, 3 / 10),
-        (16, 64, 1 / 2, 7 / 8),
+        ((16, 24, 1 / 2, 1 / 3), (40, 48)),
+        ((24, 32, 2 / 3, 1 / 4), (48, 47)),
+        ((40, 16, 1 / 5, 1 / 2), (48, 48)),
+        ((32, 48, 3 / 4, 2 / 3), (40, 56)),
     ],
 )
 @torch.no_grad()
-def test_tiles_of_any_size_and_overlap_give_diffusers_numbers(tile: tuple[Any, ...]) -> None:
+def test_tiles_of_any_size_and_overlap_give_diffusers_numbers(
+    tile: tuple[Any, ...], size: tuple[int, int]
+) -> None:
     ours, reference = make_pair()
     for model in (ours, reference):
         model.enable_tiling(*tile)
-    x = torch.randn(1, 3, 9, 72, 88, dtype=torch.float64)
-    z = torch.randn(2, 4, 3, 9, 11, dtype=torch.float64)
+    x = torch.randn(1, 3, 2, *size, dtype=torch.float64)
+    z = torch.randn(1, 4, 2, size[0] // 8, size[1] // 8, dtype=torch.float64)
     encoded = reference.tiled_encode(x)
     assert relative_error(ours.tiled_encode(x), encoded) < EXACT
     assert relative_error(ours.encode(x).latent_dist.parameters, encoded) < EXACT
     decoded = reference.tiled_decode(z).sample
     assert relative_error(ours.tiled_decode(z).sample, decoded) < EXACT
-    assert relative_error(ours.tiled_decode(z, return_dict=False)[0], decoded) < EXACT
-    assert relative_error(ours.decode(z).sample, decoded) < EXACT
+    assert relative_error(ours.decode(z, return_dict=False)[0], decoded) < EXACT
 
 
 @torch.no_grad()
 def test_the_default_tile_is_half_the_sample_with_diffusers_overlap() -> None:
-    ours, reference = make_pair(sample_height=96, sample_width=160)
+    ours, reference = make_pair(torch.float32)
     for model in (ours, reference):
         model.enable_tiling()
         model.enable_slicing()
     for name in vars(reference):
         if name.startswith(("tile_", "use_")):
             assert getattr(ours, name) == getattr(reference, name), name
-    x = torch.randn(2, 3, 5, 96, 160, dtype=torch.float64)
-    assert relative_error(ours(x).sample, reference(x).sample) < EXACT
+    x = torch.randn(2, 3, 1, 96, 160)
+    assert relative_error(ours(x).sample, reference(x).sample) < 1e-5
 
 
 @pytest.mark.slow
@@ -68,8 +69,8 @@ def test_bf16_tiles_are_as_close_to_the_truth_as_diffusers() -> None:
     truth, _ = make_pair()
     truth.load_state_dict(reference.state_dict())
     for model in (ours, reference, truth):
-        model.enable_tiling(32, 32, 1 / 4, 1 / 4)
-    z = torch.randn(2, 4, 3, 9, 11, dtype=torch.bfloat16)
+        model.enable_tiling(16, 16, 1 / 2, 1 / 2)
+    z = torch.randn(1, 4, 2, 3, 4, dtype=torch.bfloat16)
     expected = truth.decode(z.double()).sample
     their_error = relative_error(reference.decode(z).sample, expected)
     assert relative_error(ours.decode(z).sample, expected) <= 1.05 * their_error
@@ -78,11 +79,11 @@ def test_bf16_tiles_are_as_close_to_the_truth_as_diffusers() -> None:
 @torch.no_grad()
 def test_frames_up_to_a_tile_are_not_tiled() -> None:
     vae = make_tiny()
-    x = torch.randn(1, 3, 1, 32, 48)
+    x = torch.randn(1, 3, 1, 48, 80)
     untiled = vae.encode(x).latent_dist.mean
     vae.enable_tiling()
     assert torch.equal(vae.encode(x).latent_dist.mean, untiled)
-    larger = torch.randn(1, 3, 1, 40, 48)
+    larger = torch.randn(1, 3, 1, 56, 80)
     tiled = vae.encode(larger).latent_dist.mean
     vae.disable_tiling()
     assert not torch.equal(vae.encode(larger).latent_dist.mean, tiled)
@@ -92,9 +93,9 @@ def test_frames_up_to_a_tile_are_not_tiled() -> None:
 def test_a_tile_times_overlap_that_is_no_whole_number_is_refused_where_diffusers_returns_a_wrong_width() -> (
     None
 ):
-    ours, reference = make_pair(sample_width=144)
+    ours, reference = make_pair(torch.float32, sample_width=144)
     reference.enable_tiling(tile_sample_min_width=72)
-    z = torch.randn(1, 4, 1, 4, 18, dtype=torch.float64)
+    z = torch.randn(1, 4, 1, 6, 18)
     assert reference.tiled_decode(z).sample.shape[-1] == 148  # of 144
     with pytest.raises(ValueError, match=r"72.*9 latent cells.*0\.2 .*1\.8 cells.*1/9=.*2/9=.*40 or 80"):
         ours.enable_tiling(tile_sample_min_width=72)
@@ -104,9 +105,7 @@ def test_a_tile_times_overlap_that_is_no_whole_number_is_refused_where_diffusers
         ours.tiled_decode(z)
 
 
-@torch.no_grad()
 def test_an_overlap_that_is_whole_but_for_rounding_has_the_right_width() -> None:
-    ours, reference = make_pair()
     # 0.1 is left of 1 - 0.9, times 20 cells 1.9999999999999996: diffusers steps by 1 cell.
     axis = tile_axis("width", 160, 20, 0.9, 8)
     assert (axis.overlap, axis.stride) == (18, 2)
@@ -138,7 +137,7 @@ def test_invalid_tiling_arguments_change_nothing(arguments: dict[str, Any], mess
 @torch.no_grad()
 def test_exact_mode_is_the_untiled_result_at_any_size() -> None:
     vae = make_tiny()
-    x = torch.randn(1, 3, 1, 72, 104)
+    x = torch.randn(1, 3, 1, 56, 88)
     untiled = vae.encode(x).latent_dist.mean
     vae.enable_tiling()
     vae.enable_tiling(mode="exact")
@@ -156,7 +155,7 @@ def test_a_last_tile_thinner_than_a_latent_cell_is_refused() -> None:
 def test_zero_keeps_the_present_value_as_in_diffusers() -> None:
     ours, reference = make_pair()
     for model in (ours, reference):
-        model.enable_tiling(48, 0, 1 / 3, 0.0)
+        model.enable_tiling(48, 0, 1 / 3, 0)
     assert ours.tile_overlap_factor_width == reference.tile_overlap_factor_width
     assert ours.tile_sample_min_width == reference.tile_sample_min_width
 

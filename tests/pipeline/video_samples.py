@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
 import numpy.typing as npt
+from av.video.stream import VideoStream
 
 Picture = npt.NDArray[np.uint8]
 SIZE = (160, 96)
@@ -88,7 +89,7 @@ def write_video(path: Path, sample: Sample | None = None, **changes: Any) -> Pat
     """Write a video as ``sample`` says, or as its fields by keyword."""
     sample = sample or Sample(**changes)
     with av.open(str(path), "w", container_options=sample.container_options) as container:
-        stream = container.add_stream(sample.codec, rate=sample.rate, options=sample.options)
+        stream = cast(VideoStream, container.add_stream(sample.codec, rate=sample.rate, options=sample.options))
         context = stream.codec_context
         stream.width, stream.height, stream.pix_fmt = *sample.size, sample.pix_fmt
         if sample.codec != "gif":
@@ -139,10 +140,10 @@ def write_sound(path: Path, *, cover: bool = False) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
         if cover:
-            picture = container.add_stream("png")
-            picture.width, picture.height, picture.pix_fmt = 64, 64, "rgb24"
+            picture = container.add_stream("mjpeg")
+            picture.width, picture.height, picture.pix_fmt = 64, 64, "yuvj420p"
             picture.disposition = av.stream.Disposition.attached_pic
-            frame = av.VideoFrame.from_ndarray(quadrants(0, (64, 64)), "rgb24")
+            frame = av.VideoFrame.from_ndarray(quadrants(0, (64, 64)), "rgb24").reformat(format="yuvj420p")
             frame.pts = 0
             for packet in [*picture.encode(frame), *picture.encode()]:
                 container.mux(packet)

@@ -29,7 +29,9 @@ SCHEMA = pa.schema(
     ]
 )
 SIZES = st.one_of(st.integers(0, 300), st.integers(100, 40_000), st.sampled_from([16_383, 16_384, 70_000, 1 << 20, 3_000_000]))
-ROWS = st.lists(st.tuples(SIZES, SIZES, st.none() | st.text(max_size=200), st.none() | st.lists(st.text(max_size=5))), max_size=12)
+ROWS = st.lists(
+    st.tuples(SIZES, SIZES, st.none() | st.text(max_size=200), st.none() | st.lists(st.text(max_size=5))), max_size=12
+)
 
 
 def write_blobs(path: Path, rows: list[tuple[int, int, Any, Any]], row_group_bytes: int) -> None:
@@ -73,7 +75,12 @@ def test_equal_rows_of_latent_size_have_a_page_each(tmp_path: Path) -> None:
 def test_pages_of_small_rows_of_a_writer_without_sizes_are_walked(tmp_path: Path) -> None:
     values = pa.array([bytes([n]) * (n * 100) for n in range(200)], pa.large_binary())
     table = pa.table([values], schema=pa.schema([pa.field("x", pa.large_binary(), nullable=False)]))
-    options: dict[str, Any] = {"use_dictionary": False, "compression": "none", "write_page_index": True, "write_statistics": False}
+    options: dict[str, Any] = {
+        "use_dictionary": False,
+        "compression": "none",
+        "write_page_index": True,
+        "write_statistics": False,
+    }
     pq.write_table(table, tmp_path / "s.parquet", **options)
     assert_ranges_hold_the_values(tmp_path / "s.parquet", ["x"])
 
@@ -88,7 +95,9 @@ def test_pages_of_small_rows_of_a_writer_without_sizes_are_walked(tmp_path: Path
     ],
 )
 def test_layout_without_byte_ranges_is_left_out(tmp_path: Path, nullable: bool, options: dict[str, Any]) -> None:
-    table = pa.table([pa.array([b"x" * 50] * 5, pa.large_binary())], schema=pa.schema([pa.field("x", pa.large_binary(), nullable)]))
+    table = pa.table(
+        [pa.array([b"x" * 50] * 5, pa.large_binary())], schema=pa.schema([pa.field("x", pa.large_binary(), nullable)])
+    )
     layout = {"use_dictionary": False, "compression": "none", "write_page_index": True, **options}
     pq.write_table(table, tmp_path / "s.parquet", **layout)
     assert locate_values(ShardFile(Storage(str(tmp_path)), "s.parquet"), ["x"]) == {}
@@ -132,7 +141,9 @@ def test_byte_ranges_of_a_remote_shard_take_few_requests(remote: Storage, spool:
     assert len(requests) == 3  # the tail, and one page's header of each column
 
 
-@pytest.mark.parametrize("data", [b"", b"\x15", b"\x1c" * 5000, b"\x19\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", b"\x18\x7fabc", b"\x1b\x00"])
+@pytest.mark.parametrize(
+    "data", [b"", b"\x15", b"\x1c" * 5000, b"\x19\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", b"\x18\x7fabc", b"\x1b\x00"]
+)
 def test_bytes_that_are_no_thrift_struct_are_a_value_error(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"Thrift|bits"):
         read_struct(data)

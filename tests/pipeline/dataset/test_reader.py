@@ -49,7 +49,9 @@ def test_bfloat16_bits_survive_whatever_they_mean(storage: Storage, spool: Path,
     every = np.arange(1 << 16, dtype=np.uint16)  # infinities, every NaN payload, subnormals, both zeros
     tensor = make_encoded(0).latent
     data = np.resize(every, tensor.shape).tobytes()
-    monkeypatch.setattr("tests.pipeline.dataset.builders.make_tensor", lambda *_, **__: type(tensor)(data=data, shape=SHAPE, dtype="bfloat16"))
+    monkeypatch.setattr(
+        "tests.pipeline.dataset.builders.make_tensor", lambda *_, **__: type(tensor)(data=data, shape=SHAPE, dtype="bfloat16")
+    )
     make_dataset(storage, spool, (1,))
     assert bits(LatentDataset(storage.uri)[0]["latent"]) == data
 
@@ -96,7 +98,11 @@ def test_layout_for_transformers_has_frames_first(storage: Storage, published: M
 
 
 def test_scaling_follows_each_tensors_role(storage: Storage, published: Manifest) -> None:
-    for model, convention, frame_role in (("1.5-5b-i2v", "diffusers", 1 / 0.7), ("1.5-5b-i2v", "cogvideo", 0.7), ("5b-i2v", "diffusers", 0.7)):
+    for model, convention, frame_role in (
+        ("1.5-5b-i2v", "diffusers", 1 / 0.7),
+        ("1.5-5b-i2v", "cogvideo", 0.7),
+        ("5b-i2v", "diffusers", 0.7),
+    ):
         scale: Any = {"model": model, "convention": convention}
         item = LatentDataset(storage.uri, columns=["first_frame_latent", "logvar"], scale=scale)[2]
         assert bits(item["latent"]) == bits(expected(2) * 0.7)
@@ -159,7 +165,8 @@ def test_filters_keep_samples_by_any_column(storage: Storage, published: Manifes
     by_id = LatentDataset(storage.uri, filters=[("sample_id", "in", ["sample-0002", "sample-0008"])])
     assert by_id.sample_ids == ["sample-0002", "sample-0008"]
     assert bits(by_id[1]["latent"]) == bits(expected(8))
-    by_facts = LatentDataset(storage.uri, columns=["caption"], filters=[[("psnr", ">", 38)], [("caption", "=", "caption 1")]])
+    either: list[list[tuple[str, str, Any]]] = [[("psnr", ">", 38)], [("caption", "=", "caption 1")]]
+    by_facts = LatentDataset(storage.uri, columns=["caption"], filters=either)
     assert [item["caption"] for item in by_facts] == ["caption 1", "caption 10"]
 
 
@@ -201,7 +208,9 @@ def test_remote_sample_takes_one_ranged_request(remote: Storage, spool: Path, re
     assert len(requests) == 4
 
 
-def test_small_columns_of_a_remote_shard_are_read_once_and_without_its_tensors(remote: Storage, spool: Path, requests: Requests) -> None:
+def test_small_columns_of_a_remote_shard_are_read_once_and_without_its_tensors(
+    remote: Storage, spool: Path, requests: Requests
+) -> None:
     make_dataset(remote, spool, (40,))
     dataset = LatentDataset(remote.uri, columns=["caption"])
     requests.clear()
@@ -211,7 +220,9 @@ def test_small_columns_of_a_remote_shard_are_read_once_and_without_its_tensors(r
     assert len(requests) <= 40 + 1 + 20  # the samples, the footer, the row groups
 
 
-def test_opening_a_remote_dataset_reads_the_manifest_and_the_index_alone(remote: Storage, spool: Path, requests: Requests) -> None:
+def test_opening_a_remote_dataset_reads_the_manifest_and_the_index_alone(
+    remote: Storage, spool: Path, requests: Requests
+) -> None:
     make_dataset(remote, spool)
     requests.clear()
     LatentDataset(remote.uri)
@@ -258,7 +269,10 @@ def test_foreign_parquet_is_read_through_row_groups(storage: Storage, layout: di
     )
     Path(storage.uri).mkdir()
     pq.write_table(table, f"{storage.uri}/theirs.parquet", row_group_size=2, **layout)
-    for dataset in (LatentDataset(storage.uri, columns=["id"], allow_incomplete=True), LatentDataset(f"{storage.uri}/theirs.parquet", columns=["id"])):
+    for dataset in (
+        LatentDataset(storage.uri, columns=["id"], allow_incomplete=True),
+        LatentDataset(f"{storage.uri}/theirs.parquet", columns=["id"]),
+    ):
         assert dataset.sample_ids[3] == "theirs.parquet#3"
         assert dataset.bucket_keys[0] == "16x13x8x12"
         for number in (4, 0, 3):

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
 from pipeline.dataset import scale_latents, scaling_multiplier, unscale_latents
-from pipeline.dataset.scaling import MODELS
+from pipeline.dataset.scaling import MODELS, Role
 from pipeline.errors import ConfigError
 
 
@@ -24,7 +26,9 @@ def test_diffusers_divides_the_first_frame_of_1_5_alone(model: str, video: float
     assert scaling_multiplier(model, "first_frame", "cogvideo") == scaling_multiplier(model, "video", "cogvideo") == video
 
 
-@pytest.mark.parametrize("name", ["5b-i2v", "CogVideoX-5b-I2V", "THUDM/CogVideoX-5b-I2V", "zai-org/CogVideoX1.5-5B-I2V", "1.5-5B"])
+@pytest.mark.parametrize(
+    "name", ["5b-i2v", "CogVideoX-5b-I2V", "THUDM/CogVideoX-5b-I2V", "zai-org/CogVideoX1.5-5B-I2V", "1.5-5B"]
+)
 def test_models_are_known_by_short_names_and_hub_ids(name: str) -> None:
     assert scaling_multiplier(name) == 0.7
 
@@ -38,9 +42,9 @@ def test_custom_factor_is_taken_as_it_is() -> None:
 def test_unscaling_undoes_scaling() -> None:
     latents = torch.randn(16, 3, 4, 5, dtype=torch.float64)
     for model in MODELS:
-        for role in ("video", "first_frame"):
-            scaled = scale_latents(latents, model, role)  # type: ignore[arg-type]
-            torch.testing.assert_close(unscale_latents(scaled, model, role), latents, rtol=1e-15, atol=0)  # type: ignore[arg-type]
+        for role in get_args(Role):
+            scaled = scale_latents(latents, model, role)
+            torch.testing.assert_close(unscale_latents(scaled, model, role), latents, rtol=1e-15, atol=0)
 
 
 def test_unknown_role_and_convention_name_the_choices() -> None:

@@ -69,7 +69,7 @@ def test_tensor_whose_bytes_do_not_fit_its_shape_is_refused() -> None:
     encoded = dataclasses.replace(make_encoded(0), latent=TensorBytes(data=b"123", shape=(1, 1, 1, 1), dtype="float32"))
     with pytest.raises(ValueError, match="log-variance of shape"):
         build_row(make_clip(0), encoded)
-    with pytest.raises(ValueError, match="sample-0000: vae_latent has 3 bytes, but float32 of shape .* has 4"):
+    with pytest.raises(ValueError, match=r"sample-0000: vae_latent has 3 bytes, but float32 of shape .* has 4"):
         build_row(make_clip(0), dataclasses.replace(encoded, logvar=None))
 
 
@@ -77,7 +77,7 @@ def test_row_with_unknown_or_absent_columns_is_refused_by_name(tmp_path: Path) -
     with ShardWriter(tmp_path / "s.parquet", build_schema(logvar=True, first_frame=False)) as writer:
         with pytest.raises(ValueError, match="sample-0000: columns caption are not in the schema"):
             writer.write(build_row(make_clip(0), make_encoded(0), {"caption": "x"}))
-        with pytest.raises(ValueError, match="sample-0000: columns vae_logvar_shape, .*vae_logvar_bytes have no value"):
+        with pytest.raises(ValueError, match=r"sample-0000: columns vae_logvar_shape, .*vae_logvar_bytes have no value"):
             writer.write(build_row(make_clip(0), make_encoded(0, logvar=False)))
 
 
@@ -123,10 +123,14 @@ def test_shard_may_have_no_rows(storage: Storage, spool: Path) -> None:
 
 
 def test_exception_leaves_no_file(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path / "s.parquet", build_schema(logvar=True, first_frame=False))
-    with pytest.raises(RuntimeError), writer:
-        writer.write(build_row(make_clip(0), make_encoded(0)))
-        raise RuntimeError
+    def fail_after_a_row_group() -> None:
+        with ShardWriter(tmp_path / "s.parquet", build_schema(logvar=True, first_frame=False), row_group_bytes=1) as writer:
+            for number in range(2):
+                writer.write(build_row(make_clip(number), make_encoded(number)))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_after_a_row_group()
     assert os.listdir(tmp_path) == []
 
 

@@ -1,0 +1,102 @@
+"""A small real run: three real clips, a tiny real model, and one cluster for all tests of this folder."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from cogvae import AutoencoderKLCogVideoX
+from pipeline.config import RunConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+CLIPS = ROOT / "configs" / "quickstart" / "clips"
+GOOD_CLIPS = ("bunny_wakes_up.mp4", "cockatoo_looks_up.mkv", "bunny_stretches.webm", "grand_prix_1906.avi")
+
+
+@pytest.fixture(scope="session")
+def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the real architecture, as small as it gets, with norms and biases that do something."""
+    torch.manual_seed(7)
+    vae = AutoencoderKLCogVideoX(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
+    for parameter in vae.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    folder = tmp_path_factory.mktemp("vae")
+    vae.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """A folder with four real clips, one of them with a caption in a text file, one in JSON."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for name in GOOD_CLIPS:
+        for source in CLIPS.glob(Path(name).stem + ".*"):
+            shutil.copy2(source, folder)  # with its modification time, which is part of a sample's identity
+    return folder
+
+
+@pytest.fixture
+def make_config(clips: Path, tiny_vae: Path, tmp_path: Path) -> Any:
+    """Settings of a small run; keyword arguments replace those of a section."""
+
+    def make(**sections: dict[str, Any]) -> RunConfig:
+        values: dict[str, dict[str, Any]] = {
+            "input": {"uri": str(clips)},
+            "output": {"uri": str(tmp_path / "latents")},
+            "vae": {"weights": str(tiny_vae), "dtype": "float32"},
+            "clip": {"buckets": ["9x32x48@8"]},
+            "cluster": {"actors": 2, "threads_per_actor": 1, "frame_budget_bytes": 1 << 20},
+            "run": {"progress": "log", "log_every_s": 0.5},
+        }
+        for name, section in sections.items():
+            values.setdefault(name, {}).update(section)
+        return RunConfig(**values)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One private Ray for all tests that drive a run in this process."""
+    import ray
+
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled")
+    ray.init(
+        address="local",
+        num_cpus=3,
+        include_dashboard=False,
+        logging_level="warning",
+        log_to_driver=False,
+        object_store_memory=256 << 20,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+    yield
+    with warnings.catch_warnings():
+        # Ray leaves its processes' Popen objects to the garbage collector while they are still ending.
+        warnings.simplefilter("ignore", ResourceWarning)
+        ray.shutdown()
+        gc.collect()
+
+
+def read_rows(dataset: Path) -> dict[str, dict[str, Any]]:
+    """Every row of a dataset by its id; a row that stands twice fails the test."""
+    rows: dict[str, dict[str, Any]] = {}
+    for file in sorted((dataset / "data").rglob("*.parquet")):
+        for row in pq.ParquetFile(file).read().to_pylist():
+            assert row["sample_id"] not in rows
+            rows[row["sample_id"]] = row
+    return rows
+
+
+def read_quarantine(dataset: Path) -> list[dict[str, Any]]:
+    return pq.read_table(dataset / "quarantine.parquet").to_pylist()
