@@ -133,12 +133,8 @@ class AutoencoderKLCogVideoX(nn.Module):
         device: torch.device | str = "cpu",
     ) -> Self:
         """Loads a model in evaluation mode from files that `resolve_weights` found."""
-        if torch_dtype is not None and not (
-            isinstance(torch_dtype, torch.dtype) and torch_dtype.is_floating_point
-        ):
-            raise ValueError(
-                f"torch_dtype={torch_dtype!r}: expected a floating torch.dtype such as torch.bfloat16"
-            )
+        if torch_dtype is not None and not (isinstance(torch_dtype, torch.dtype) and torch_dtype.is_floating_point):
+            raise ValueError(f"torch_dtype={torch_dtype!r}: expected a floating torch.dtype such as torch.bfloat16")
         with torch.device("meta"):  # no random weights that the file would overwrite
             model = cls.from_config(files.read_config())
         weights.load_weights(files, model, torch_dtype=torch_dtype, device=device)
@@ -155,9 +151,7 @@ class AutoencoderKLCogVideoX(nn.Module):
         """Writes config.json and safetensors that both `from_pretrained` and diffusers read."""
         if not safe_serialization:
             raise ValueError("safe_serialization=False would write a pickle: only safetensors are written")
-        weights.save_weights(
-            save_directory, self.config, self.state_dict(), variant=variant, max_shard_size=max_shard_size
-        )
+        weights.save_weights(save_directory, self.config, self.state_dict(), variant=variant, max_shard_size=max_shard_size)
 
     # What it is
 
@@ -239,9 +233,7 @@ class AutoencoderKLCogVideoX(nn.Module):
     def gradient_checkpointing(self) -> bool:
         return any(stack.gradient_checkpointing for stack in self._resnet_stacks())
 
-    def enable_gradient_checkpointing(
-        self, gradient_checkpointing_func: Callable[..., Any] | None = None
-    ) -> None:
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Any] | None = None) -> None:
         """Keeps only what goes into each resnet and computes its inside again in the backward pass.
 
         `gradient_checkpointing_func(module, *args)` replaces torch's non-reentrant checkpoint.
@@ -259,9 +251,7 @@ class AutoencoderKLCogVideoX(nn.Module):
 
     # Encoding and decoding
 
-    def encode(
-        self, x: Tensor, return_dict: bool = True
-    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """Frames [B, 3, T, H, W], -1 to 1, to the posterior over unscaled latents [B, C, t, h, w].
 
         Any T >= 1 is taken; only 8k+1 and 8k frames come back with their count. Odd sizes round down.
@@ -355,8 +345,7 @@ class AutoencoderKLCogVideoX(nn.Module):
             )
         if min(shape[0], shape[2]) < 1 or min(shape[3:]) < smallest:
             raise ValueError(
-                f"{what} of shape {shape}: expected one clip and one frame at least, height and width "
-                f"{smallest} at least"
+                f"{what} of shape {shape}: expected one clip and one frame at least, height and width {smallest} at least"
             )
         if not x.is_floating_point():
             raise ValueError(f"{what} of dtype {x.dtype}: expected floats; uint8 frames become x / 127.5 - 1")

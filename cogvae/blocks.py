@@ -98,8 +98,7 @@ class ResnetStack(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, num_layers: int, **resnet_options: Any) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
-            ResnetBlock(in_channels if i == 0 else out_channels, out_channels, **resnet_options)
-            for i in range(num_layers)
+            ResnetBlock(in_channels if i == 0 else out_channels, out_channels, **resnet_options) for i in range(num_layers)
         )
         self.gradient_checkpointing = False
         self.checkpoint_func: Callable[..., Any] = checkpoint_without_reentry

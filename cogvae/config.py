@@ -94,9 +94,7 @@ class VAEConfig(Mapping[str, Any]):
             _require(_is_int(self[name]) and self[name] > 0, name, self[name], "a positive integer")
         for name in _BOOLS:
             _require(isinstance(self[name], bool), name, self[name], "true or false")
-        _require(
-            _is_finite(self.norm_eps) and self.norm_eps > 0, "norm_eps", self.norm_eps, "a number above zero"
-        )
+        _require(_is_finite(self.norm_eps) and self.norm_eps > 0, "norm_eps", self.norm_eps, "a number above zero")
         _require(
             _is_finite(self.scaling_factor) and self.scaling_factor != 0,
             "scaling_factor",

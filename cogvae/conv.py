@@ -21,9 +21,7 @@ class Tails:
     modules, so threads, streams, deepcopy and gradient checkpointing cannot see each other's clips.
     """
 
-    def __init__(
-        self, frames: Mapping["CausalConv3d", Tensor] = MappingProxyType({}), last_chunk: bool = False
-    ) -> None:
+    def __init__(self, frames: Mapping["CausalConv3d", Tensor] = MappingProxyType({}), last_chunk: bool = False) -> None:
         self._frames = frames
         self._last_chunk = last_chunk
 

@@ -21,8 +21,7 @@ class DiagonalGaussianDistribution:
         """`parameters`: [B, 2*C, ...], mean first. `deterministic` makes std and var zero."""
         if parameters.ndim < 2 or parameters.shape[1] % 2 == 1:
             raise ValueError(
-                f"parameters of shape {list(parameters.shape)}: dimension 1 must hold the means, then as "
-                "many log variances"
+                f"parameters of shape {list(parameters.shape)}: dimension 1 must hold the means, then as many log variances"
             )
         self.parameters = parameters
         self.deterministic = deterministic
@@ -56,13 +55,7 @@ class DiagonalGaussianDistribution:
         if other is None:
             terms = self.mean**2 + self.var - 1.0 - self.logvar
         else:
-            terms = (
-                (self.mean - other.mean) ** 2 / other.var
-                + self.var / other.var
-                - 1.0
-                - self.logvar
-                + other.logvar
-            )
+            terms = (self.mean - other.mean) ** 2 / other.var + self.var / other.var - 1.0 - self.logvar + other.logvar
         return 0.5 * torch.sum(terms, dim=[1, 2, 3])
 
     def nll(self, sample: Tensor, dims: Sequence[int] = (1, 2, 3)) -> Tensor:
@@ -79,9 +72,7 @@ def _noise(like: Tensor, generator: Generator | list[Generator] | None) -> Tenso
         if len(generator) == 1:
             return _noise(like, generator[0])
         if len(generator) != like.shape[0]:
-            raise ValueError(
-                f"{len(generator)} generators for a batch of {like.shape[0]}: pass one, or one per clip"
-            )
+            raise ValueError(f"{len(generator)} generators for a batch of {like.shape[0]}: pass one, or one per clip")
         return torch.cat([_noise(clip, g) for clip, g in zip(torch.split(like, 1), generator, strict=True)])
     if generator is None or generator.device.type == like.device.type:
         device = like.device

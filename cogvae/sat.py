@@ -86,7 +86,5 @@ def _state_dict(path: Path, checkpoint: Any) -> dict[str, Tensor]:
         if isinstance(checkpoint, Mapping):
             checkpoint = checkpoint.get(wrapper, checkpoint)
     if not isinstance(checkpoint, Mapping):
-        raise ValueError(
-            f"{path}: holds a {type(checkpoint).__name__}, expected a state dict such as 3d-vae.pt's"
-        )
+        raise ValueError(f"{path}: holds a {type(checkpoint).__name__}, expected a state dict such as 3d-vae.pt's")
     return {key: tensor for key, tensor in checkpoint.items() if not key.startswith(_NOT_THE_MODEL)}

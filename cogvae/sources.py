@@ -92,9 +92,7 @@ class UrlFolder:
             scheme = self.url.partition("://")[0]
             raise ImportError(f"{self.url}: reading {scheme}:// needs another package. {error}") from error
         except OSError as error:
-            raise OSError(
-                f"{self.url}/{name} cannot be read: {error}. Check the credentials and the URL."
-            ) from error
+            raise OSError(f"{self.url}/{name} cannot be read: {error}. Check the credentials and the URL.") from error
 
 
 @dataclass(frozen=True)

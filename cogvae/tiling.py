@@ -68,18 +68,14 @@ def _is_whole(cells: float) -> bool:
 def _remedy(name: str, tile_cells: int, overlap_factor: float, scale: int) -> str:
     below = math.floor(tile_cells * overlap_factor)
     factors = [f"{n}/{tile_cells}={n / tile_cells:.6f}" for n in (below, below + 1) if 0 < n < tile_cells]
-    whole = [
-        n for n in range(1, 2 * tile_cells + 64) if n * overlap_factor >= 1 and _is_whole(n * overlap_factor)
-    ]
+    whole = [n for n in range(1, 2 * tile_cells + 64) if n * overlap_factor >= 1 and _is_whole(n * overlap_factor)]
     smaller = [n * scale for n in whole if n < tile_cells][-1:]
     larger = [n * scale for n in whole if n > tile_cells][:1]
     remedies = []
     if factors:
         remedies.append(f"Nearest valid tile_overlap_factor_{name} for this tile: {_either(factors)}.")
     if smaller or larger:
-        remedies.append(
-            f"Nearest valid tile_sample_min_{name} for this overlap: {_either(smaller + larger)}."
-        )
+        remedies.append(f"Nearest valid tile_sample_min_{name} for this overlap: {_either(smaller + larger)}.")
     return " ".join(remedies)
 
 

@@ -46,8 +46,7 @@ class WeightFiles:
         found = values.get("_class_name", CLASS_NAME) if isinstance(values, dict) else type(values).__name__
         if found != CLASS_NAME:
             raise ValueError(
-                f"{self.config}: describes {found}, expected {CLASS_NAME}. Point to the folder of the "
-                "VAE, often subfolder='vae'."
+                f"{self.config}: describes {found}, expected {CLASS_NAME}. Point to the folder of the VAE, often subfolder='vae'."
             )
         try:
             return VAEConfig.from_dict({**values, "_name_or_path": self.name})
@@ -99,9 +98,7 @@ def resolve_weights(
     )
     config = folder.fetch(CONFIG_NAME)
     if config is None:
-        raise FileNotFoundError(
-            f"{folder}: no {CONFIG_NAME} there. Point to the VAE's folder, in a pipeline subfolder='vae'."
-        )
+        raise FileNotFoundError(f"{folder}: no {CONFIG_NAME} there. Point to the VAE's folder, in a pipeline subfolder='vae'.")
     return WeightFiles(config, _fetch_tensors(folder, variant), os.fspath(source))
 
 
@@ -119,18 +116,14 @@ def _fetch_tensors(folder: Source, variant: str | None) -> tuple[Path, ...]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"{index}: not a safetensors index ({error!r}): expected a JSON object 'weight_map'"
-        ) from error
+        raise ValueError(f"{index}: not a safetensors index ({error!r}): expected a JSON object 'weight_map'") from error
     return tuple(_fetch_shard(folder, index, name) for name in names)
 
 
 def _fetch_shard(folder: Source, index: Path, name: str) -> Path:
     # An index is data from outside: it must not choose files elsewhere on this machine.
     if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name):
-        raise ValueError(
-            f"{index}: shard {name!r} is not the plain name of a .safetensors file in the same folder"
-        )
+        raise ValueError(f"{index}: shard {name!r} is not the plain name of a .safetensors file in the same folder")
     shard = folder.fetch(name)
     if shard is None:
         raise FileNotFoundError(f"{folder}: no {name}, which {index.name} lists. Fetch the folder again.")
@@ -209,7 +202,10 @@ def save_weights(
         names = [_weights_name(variant)]
     for name, shard in zip(names, shards, strict=True):
         partial = folder / f".{name}.partial"
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file(shard, partial, metadata={"format": "pt"})
+        partial.chmod(mode)  # safetensors makes it readable by its owner alone
         os.replace(partial, folder / name)
     stale = re.compile(rf"{re.escape(stem)}(-\d{{5}}-of-\d{{5}})?\.safetensors")
     for path in folder.iterdir():
@@ -218,9 +214,7 @@ def save_weights(
     if len(shards) > 1:
         weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         total = sum(tensor.nbytes for tensor in state.values())
-        _write_json(
-            folder / _index_name(variant), {"metadata": {"total_size": total}, "weight_map": weight_map}
-        )
+        _write_json(folder / _index_name(variant), {"metadata": {"total_size": total}, "weight_map": weight_map})
     _write_json(folder / CONFIG_NAME, config.to_json_dict())
 
 
@@ -247,9 +241,7 @@ def _size_bytes(size: int | str) -> int:
         return size
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", size)
     if match is None or match[2].upper() not in _UNITS:
-        raise ValueError(
-            f"max_shard_size={size!r}: expected bytes as an integer, or a text like '10GB' or '500MB'"
-        )
+        raise ValueError(f"max_shard_size={size!r}: expected bytes as an integer, or a text like '10GB' or '500MB'")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 

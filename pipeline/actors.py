@@ -179,7 +179,7 @@ class VaeActor:
             with self._feed.order(read_clips(self._storage, lease.shard)) as order, self._model:
                 self._meter.progress.attempt_at_work = lease.attempt_id
                 summary = self._encode(lease, self._timed(order), spool)
-            logger.info(
+            logger.debug(
                 "shard encoded shard_id=%s attempt=%d rows=%d quarantined=%d",
                 lease.shard.shard_id,
                 lease.attempt,

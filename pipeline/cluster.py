@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,8 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
     runtime_env = {"env_vars": {"PYTHONPATH": _PACKAGE_ROOT}}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if not sys.stderr.isatty():
+            os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # no escape codes in log files
         # A private cluster needs no token, and must not leave one in the home folder for others to trip over.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         wanted = max(_LEAST_STORE_BYTES, 4 * (config.cluster.actors or 1) * config.cluster.frame_budget_bytes)

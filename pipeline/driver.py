@@ -85,7 +85,7 @@ def run_encode(config: RunConfig, make_engine: Callable[..., Engine] = load_engi
             raise
         state = "stopped" if code == ExitCode.STOPPED else "complete" if account.pending == 0 else "failed"
         status.finish(state, code, account.summary())
-    logger.info("run ended exit_code=%d %s", code, account.summary())
+    logger.info("run ended exit_code=%d output=%s: %s", code, storage.uri, account.summary())
     return code
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -17,8 +16,6 @@ from cogvae.weights import WeightFiles, resolve_weights
 from pipeline.config import OutputConfig, RunConfig, VaeConfig
 from pipeline.errors import ConfigError, TerminalError
 from pipeline.types import Bucket, EncodedClip, Frames, TensorBytes
-
-logger = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
@@ -124,7 +121,6 @@ def load_engine(config: RunConfig, fingerprint: str | None, device: str, threads
     vae = AutoencoderKLCogVideoX.from_files(files, torch_dtype=getattr(torch, config.vae.dtype), device=device)
     if config.vae.tiling == "blend":
         vae.enable_tiling()
-    logger.info("engine loaded weights=%s dtype=%s device=%s", config.vae.weights, config.vae.dtype, device)
     return VaeEngine(vae, config.output, config.stored_dtype)
 
 

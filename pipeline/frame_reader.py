@@ -7,11 +7,14 @@ key frame.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import chain
 
 import av
 from av.error import FFmpegError
@@ -65,6 +68,31 @@ class FrameReader:
 
     def __iter__(self) -> Iterator[TimedFrame]:
         return deinterlaced(self._frames())
+
+    def skip_to(self, start_s: Fraction) -> Iterator[TimedFrame]:
+        """The frames from the one shown at ``start_s`` or from some frame before it, after at least one frame was read.
+
+        A seek is trusted only by where it lands: after a frame that comes too late, it is tried again from further ahead.
+        """
+        ahead_s = Fraction(1)
+        while True:
+            goal_s = max(start_s - ahead_s, Fraction(0))
+            self._seek(goal_s)
+            frames = iter(self)
+            landing = next(frames, None)
+            if landing is not None and landing.time_s <= start_s:
+                return chain([landing], frames)
+            if goal_s == 0:
+                return iter(())
+            ahead_s *= 4
+
+    def _seek(self, goal_s: Fraction) -> None:
+        assert self._origin_s is not None
+        assert self._stream.time_base is not None
+        ticks = math.floor((self._origin_s + goal_s) / fraction_of(self._stream.time_base))
+        with contextlib.suppress(FFmpegError):  # then the position is what it was, and the landing tells
+            self._video.container.seek(ticks, stream=self._stream)
+        self._last_s = self._damaged_since_s = None
 
     def check(self) -> None:
         """Judge the file as a whole, after as much of it as was read.
@@ -142,7 +170,7 @@ class FrameReader:
     def _note_damage(self, error: FFmpegError, packet: Packet[VideoStream] | None) -> None:
         if isinstance(error, MemoryError):
             raise error
-        raise_if_transient(error, self._video.name)
+        raise_if_transient(error, self._video.path, self._video.name)
         self._last_error = describe(error)
         if self._origin_s is None:
             time_s = -self.period_s  # nothing was decoded yet: the beginning is damaged

@@ -1,8 +1,8 @@
 """Probing a video, and cutting planned windows out of it, in this process.
 
 Sampling: sample k of a video is the frame nearest in time to k/fps after the first presentation time, the earlier of
-two equally near. Times are exact fractions. One pass with one frame of look-ahead serves all windows of a video, and
-only frames that are sampled are converted.
+two equally near. Times are exact fractions. One pass with one frame of look-ahead serves all windows asked for, and only
+frames that are sampled are converted.
 
 Call this from a child process (``decoder_process``): a codec may crash, hang or eat the memory.
 """
@@ -24,6 +24,8 @@ from pipeline.picture import FrameConverter, PictureShape, hdr_transfer
 from pipeline.types import Bucket, Clip, Crop, Frames, VideoInfo
 from pipeline.video_file import VideoFile, check_duration, check_size, fraction, open_video
 
+_WORTH_SEEKING_S = 10
+"""A job that begins later than this seeks, so that a long video cut in several jobs is not decoded from its start in each."""
 _INSTANT_S = Fraction(1, 10**9)
 """What makes "until the end" mean "before the end"."""
 
@@ -72,7 +74,7 @@ def probe(path: str, limits: DecodeConfig, *, name: str) -> VideoInfo:
 def decode_windows(
     path: str, windows: Sequence[Window | Clip], limits: DecodeConfig, *, name: str
 ) -> Iterator[tuple[int, Frames | TerminalError]]:
-    """Cut windows out of a video in one pass, and stop after the last of them.
+    """Cut windows out of a video in one pass, from shortly before the first of them to the end of the last.
 
     Yields each window's index in ``windows`` with its frames (RGB, ``[T, H, W, 3]``, contiguous) or with the reason
     why this one window cannot be had, in the order in which they are settled. A window of fewer source frames than its
@@ -87,6 +89,8 @@ def decode_windows(
         frames, shape = _first_look(video, reader)
         cutters = [_Cutter(index, window, shape, video, reader) for index, window in enumerate(windows)]
         waiting = deque(sorted(cutters, key=lambda cutter: cutter.next_time_s))
+        if waiting and waiting[0].next_time_s >= _WORTH_SEEKING_S and video.can_seek:
+            frames = reader.skip_to(waiting[0].next_time_s)
         active: list[_Cutter] = []
         for current, reach_s in _reaches(frames):
             while waiting and waiting[0].next_time_s <= reach_s:

@@ -42,6 +42,8 @@ REASONS = {
 }
 """Every reason for which reading a video can be refused, with its meaning."""
 
+# Faults that say something about this machine at this moment, nothing about the file.
+_SURROUNDINGS = (errno.ENOENT, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 # Demuxers that open other files (concat, hls, dash, image2 with patterns) are left out: a text file named .mp4
 # would make them read anything on this machine.
 _CONTAINER_OPTIONS = {
@@ -76,6 +78,7 @@ def fraction_of(ratio: Any) -> Fraction:
 class VideoFile:
     """One open video and its video stream."""
 
+    path: str
     name: str
     """What messages call the file."""
     stage: str
@@ -102,6 +105,11 @@ class VideoFile:
         """
         is_matroska = self.container.format.name.startswith("matroska")
         return self.container.format.name == "avi" or (is_matroska and self.stream.codec_context.codec_tag.strip("\0") != "")
+
+    @property
+    def can_seek(self) -> bool:
+        """Whether the container has an index by presentation time; elsewhere seeking lands anywhere."""
+        return self.container.format.name.startswith(("mov", "matroska")) and not self.has_decoding_times_only
 
     @property
     def header_duration_s(self) -> Fraction | None:
@@ -152,10 +160,10 @@ def open_video(path: str, limits: DecodeConfig, *, name: str, stage: str) -> Ite
     except MemoryError:
         raise
     except (FFmpegError, ValueError, OSError) as error:
-        raise_if_transient(error, name)
+        raise_if_transient(error, path, name)
         raise rejection(stage, "not_a_video", f"{name}: no demuxer recognises it ({describe(error)})") from error
     with container:
-        yield _checked(container, limits, name, stage)
+        yield _checked(container, path, limits, name, stage)
 
 
 def _check_regular_file(path: str, *, name: str, stage: str) -> None:
@@ -172,7 +180,7 @@ def _check_regular_file(path: str, *, name: str, stage: str) -> None:
         raise rejection(stage, "empty_file", f"{name}: the file has no bytes")
 
 
-def _checked(container: InputContainer, limits: DecodeConfig, name: str, stage: str) -> VideoFile:
+def _checked(container: InputContainer, path: str, limits: DecodeConfig, name: str, stage: str) -> VideoFile:
     covers = [s for s in container.streams.video if s.disposition & Disposition.attached_pic]
     streams = [s for s in container.streams.video if s not in covers]
     if not streams:
@@ -180,7 +188,7 @@ def _checked(container: InputContainer, limits: DecodeConfig, name: str, stage: 
         raise rejection(stage, "no_video_stream", f"{name}: holds {' and '.join(found) or 'nothing'}, but no video stream")
     best = container.streams.best("video")
     stream = best if isinstance(best, VideoStream) and best in streams else streams[0]
-    video = VideoFile(name, stage, limits, container, stream)
+    video = VideoFile(path, name, stage, limits, container, stream)
     if getattr(stream, "codec_context", None) is None:
         raise video.reject("undecodable", "no decoder for its codec")
     check_size(video, stream.codec_context.width, stream.codec_context.height)
@@ -221,10 +229,22 @@ def check_duration(video: VideoFile, duration_s: Fraction) -> None:
         raise video.reject("too_long", f"{float(duration_s):.1f} s long; decode.max_duration_s is {allowed_s:g}")
 
 
-def raise_if_transient(error: BaseException, name: str) -> None:
+def raise_if_transient(error: BaseException, path: str, name: str) -> None:
     """Turn a failing disk into a TransientError, so that no video is blamed for it."""
-    if getattr(error, "errno", None) in (errno.EIO, errno.ENFILE, errno.EMFILE, errno.ESTALE, errno.ENOENT, errno.EACCES):
+    number = getattr(error, "errno", None)
+    if number in _SURROUNDINGS or (number == errno.EIO and not _can_be_read(path)):
         raise TransientError(f"{name}: cannot be read: {describe(error)}") from error
+
+
+def _can_be_read(path: str) -> bool:
+    """Whether an I/O error was FFmpeg's: its Matroska demuxer calls damaged data so."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while file.read(1 << 20):
+                pass
+    except OSError:
+        return False
+    return True
 
 
 def describe(error: BaseException) -> str:

@@ -36,7 +36,7 @@ def list_table(config: InputConfig) -> SourceListing:
         raise ConfigError(f"input.uri {config.uri}: no table; expected a file ending in {', '.join(TABLE_SUFFIXES)}")
     try:
         schema = pa.unify_schemas([table.schema for table in tables.values()])
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise ConfigError(f"input.uri {config.uri}: the tables' columns do not fit together: {error}") from error
     columns = pa.schema([column for column in schema if column.name != config.video_column])
     return SourceListing(items=_rows(tables, config.video_column), schema=columns)

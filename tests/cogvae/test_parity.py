@@ -109,10 +109,7 @@ def test_bf16_is_as_close_to_the_truth_as_diffusers() -> None:
 def test_sampling_with_a_seed_gives_diffusers_frames() -> None:
     ours, reference = make_pair()
     x = torch.randn(2, 3, 9, 16, 16, dtype=torch.float64)
-    frames = [
-        model(x, sample_posterior=True, generator=torch.Generator().manual_seed(3)).sample
-        for model in (ours, reference)
-    ]
+    frames = [model(x, sample_posterior=True, generator=torch.Generator().manual_seed(3)).sample for model in (ours, reference)]
     assert relative_error(*frames) < EXACT
 
 
@@ -129,9 +126,7 @@ def test_a_seed_initialises_the_weights_of_diffusers() -> None:
 @torch.no_grad()
 def test_quant_convs_fit_the_latent_where_those_of_diffusers_do_not() -> None:
     ours, reference = make_pair()
-    quant = AutoencoderKLCogVideoX.from_config(
-        reference.config, use_quant_conv=True, use_post_quant_conv=True
-    ).double()
+    quant = AutoencoderKLCogVideoX.from_config(reference.config, use_quant_conv=True, use_post_quant_conv=True).double()
     quant.load_state_dict(reference.state_dict(), strict=False)
     x = torch.randn(1, 3, 9, 16, 16, dtype=torch.float64)
     for conv in (quant.quant_conv, quant.post_quant_conv):

@@ -30,9 +30,7 @@ def test_kl_and_nll_sum_over_the_dimensions_of_diffusers(deterministic: bool) ->
     torch.testing.assert_close(ours.kl(), reference.kl(), rtol=1e-12, atol=0)
     torch.testing.assert_close(ours.kl(other), reference.kl(other_reference), rtol=1e-12, atol=0)
     torch.testing.assert_close(ours.nll(sample), reference.nll(sample), rtol=1e-12, atol=0)
-    torch.testing.assert_close(
-        ours.nll(sample, dims=(1, 2, 3, 4)), reference.nll(sample, dims=[1, 2, 3, 4]), rtol=1e-12, atol=0
-    )
+    torch.testing.assert_close(ours.nll(sample, dims=(1, 2, 3, 4)), reference.nll(sample, dims=[1, 2, 3, 4]), rtol=1e-12, atol=0)
     assert deterministic or ours.kl().shape == (2, 5)
 
 

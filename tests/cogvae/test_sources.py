@@ -47,9 +47,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_a_location_is_a_url_then_a_folder_then_a_repository(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_location_is_a_url_then_a_folder_then_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "THUDM" / "local").mkdir(parents=True)
     assert isinstance(open_source("s3://bucket/vae"), UrlFolder)
@@ -100,9 +98,7 @@ def test_many_readers_of_one_url_download_it_once(tmp_path: Path, url: str, down
     assert len(downloads) == len(set(downloads))
 
 
-def test_a_broken_download_leaves_nothing_behind(
-    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_download_leaves_nothing_behind(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def get_half(self: Any, remote: str, local: str, **kwargs: Any) -> None:
         Path(local).write_bytes(self.cat_file(remote)[:10])
 

@@ -22,9 +22,7 @@ EXACT = 1e-10
     ],
 )
 @torch.no_grad()
-def test_tiles_of_any_size_and_overlap_give_diffusers_numbers(
-    tile: tuple[Any, ...], size: tuple[int, int]
-) -> None:
+def test_tiles_of_any_size_and_overlap_give_diffusers_numbers(tile: tuple[Any, ...], size: tuple[int, int]) -> None:
     ours, reference = make_pair()
     for model in (ours, reference):
         model.enable_tiling(*tile)
@@ -90,9 +88,7 @@ def test_frames_up_to_a_tile_are_not_tiled() -> None:
 
 
 @torch.no_grad()
-def test_a_tile_times_overlap_that_is_no_whole_number_is_refused_where_diffusers_returns_a_wrong_width() -> (
-    None
-):
+def test_a_tile_times_overlap_that_is_no_whole_number_is_refused_where_diffusers_returns_a_wrong_width() -> None:
     ours, reference = make_pair(torch.float32, sample_width=144)
     reference.enable_tiling(tile_sample_min_width=72)
     z = torch.randn(1, 4, 1, 6, 18)
@@ -121,8 +117,8 @@ def test_an_overlap_that_is_whole_but_for_rounding_has_the_right_width() -> None
         ({"tile_overlap_factor_width": -0.5}, "tile_overlap_factor_width=-0.5"),
         ({"mode": "feather"}, "'blend' or 'exact'"),
         ({"memory_budget_bytes": 1 << 30}, "mode='exact'"),
-        ({"mode": "exact", "memory_budget_bytes": 1 << 30}, "exact engine"),
-        ({"mode": "exact", "strip_rows": 8}, "exact engine"),
+        ({"mode": "exact", "memory_budget_bytes": 1 << 30}, "its engine"),
+        ({"mode": "exact", "strip_rows": 8}, "its engine"),
         ({"mode": "exact", "tile_sample_min_width": 64}, "no tiles"),
     ],
 )

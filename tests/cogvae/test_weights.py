@@ -45,9 +45,7 @@ def test_weights_pass_between_ours_and_diffusers_bit_for_bit(
     ours, reference = make_pair(torch.float32)
     reference.save_pretrained(tmp_path / "theirs", **options)
     ours.save_pretrained(tmp_path / "ours", **options)
-    assert {p.name for p in (tmp_path / "ours").iterdir()} == {
-        p.name for p in (tmp_path / "theirs").iterdir()
-    }
+    assert {p.name for p in (tmp_path / "ours").iterdir()} == {p.name for p in (tmp_path / "theirs").iterdir()}
     loaded = AutoencoderKLCogVideoX.from_pretrained(tmp_path / "theirs", variant=variant)
     assert_same_state(loaded, reference)
     # low_cpu_mem_usage=False: the strict path of diffusers.
@@ -66,9 +64,7 @@ def test_a_saved_config_is_the_one_diffusers_writes(tmp_path: Path, folder: Path
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float64])
-def test_the_dtype_is_float32_unless_asked_for_as_in_diffusers(
-    tmp_path: Path, dtype: torch.dtype | None
-) -> None:
+def test_the_dtype_is_float32_unless_asked_for_as_in_diffusers(tmp_path: Path, dtype: torch.dtype | None) -> None:
     make_reference(torch.float16).save_pretrained(tmp_path)
     ours = AutoencoderKLCogVideoX.from_pretrained(tmp_path, torch_dtype=dtype)
     theirs = diffusers.AutoencoderKLCogVideoX.from_pretrained(tmp_path, torch_dtype=dtype)
@@ -117,9 +113,7 @@ def test_saving_refuses_a_pickle_a_file_and_a_size_it_cannot_read(tmp_path: Path
 
 def test_a_missing_tensor_is_named(folder: Path) -> None:
     edit_tensors(folder, decoder__conv_in__conv__bias=None)
-    with pytest.raises(
-        ValueError, match=r"safetensors: 1 of \d+ tensors missing.*decoder\.conv_in\.conv\.bias"
-    ):
+    with pytest.raises(ValueError, match=r"safetensors: 1 of \d+ tensors missing.*decoder\.conv_in\.conv\.bias"):
         AutoencoderKLCogVideoX.from_pretrained(folder)
 
 
@@ -131,9 +125,7 @@ def test_a_surplus_tensor_is_named(folder: Path) -> None:
 
 def test_a_tensor_of_another_shape_is_named(folder: Path) -> None:
     edit_config(folder, latent_channels=5)
-    with pytest.raises(
-        ValueError, match=r"safetensors: tensor '\w+\.\S+' has shape \[.*\], the config asks for \["
-    ):
+    with pytest.raises(ValueError, match=r"safetensors: tensor '\w+\.\S+' has shape \[.*\], the config asks for \["):
         AutoencoderKLCogVideoX.from_pretrained(folder)
 
 
@@ -174,9 +166,7 @@ def test_missing_files_are_named_with_what_to_try(tmp_path: Path, folder: Path) 
         AutoencoderKLCogVideoX.from_pretrained(folder, variant="fp16")
 
 
-@pytest.mark.parametrize(
-    "name", ["../vae.safetensors", "/etc/vae.safetensors", "a/b.safetensors", "a.bin", "..", "a\\b"]
-)
+@pytest.mark.parametrize("name", ["../vae.safetensors", "/etc/vae.safetensors", "a/b.safetensors", "a.bin", "..", "a\\b"])
 def test_an_index_cannot_point_outside_its_folder(folder: Path, name: str) -> None:
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(ValueError, match=r"index\.json: shard .* is not the plain name"):
@@ -209,9 +199,7 @@ def test_load_weights_fills_a_model_on_the_meta_device(folder: Path) -> None:
     assert_same_state(vae, AutoencoderKLCogVideoX.from_files(files, torch_dtype=torch.float64))
 
 
-def test_the_fingerprint_depends_on_what_the_model_computes_and_on_nothing_else(
-    tmp_path: Path, folder: Path
-) -> None:
+def test_the_fingerprint_depends_on_what_the_model_computes_and_on_nothing_else(tmp_path: Path, folder: Path) -> None:
     fingerprint = resolve_weights(folder).fingerprint()
     vae = AutoencoderKLCogVideoX.from_pretrained(folder)
 

@@ -19,6 +19,7 @@ from pipeline.errors import TerminalError, TransientError
 from pipeline.geometry import cover_crop
 from pipeline.types import Bucket, Clip
 from pipeline.video import decode_windows, probe
+from pipeline.video_file import REASONS
 from tests.pipeline.video_samples import read_numbers, write_video
 
 LIMITS = DecodeConfig(timeout_s=30)
@@ -277,3 +278,7 @@ def test_a_child_that_cannot_start_is_nobodys_fault(video: Path, monkeypatch: py
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with DecoderProcess(LIMITS) as decoder, pytest.raises(TransientError, match="does not start"):
         decoder.probe(str(video), video.name)
+
+
+def test_reasons_of_the_parent_stand_in_the_common_list() -> None:
+    assert {"decoder_crashed", "timed_out", "out_of_memory", "unexpected"} <= set(REASONS)

@@ -1,0 +1,250 @@
+"""The plan on disk: immutable generations, each with one author."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import ConfigError, DatasetError
+from pipeline.plan import PlannedClip, PlannedShard
+from pipeline.plan_store import (
+    Generation,
+    column_schema,
+    publish_generation,
+    read_clips,
+    read_generations,
+    read_known_videos,
+    read_rejections,
+    read_shards,
+)
+from pipeline.recipe import Recipe, digest
+from pipeline.storage import Storage
+from pipeline.types import Rejection
+from tests.pipeline.fakes import SMALL, make_clip
+
+RECIPE = Recipe(weights="w", dtype="float32", tiling="exact", stored_dtype="float32", logvar=True, first_frame=False)
+CAPTION = pa.schema([("caption", pa.string())])
+
+
+def make_shard(index: int, *clips: PlannedClip) -> PlannedShard:
+    return PlannedShard(shard_id=f"{index:016x}", index=index, bucket=SMALL, clips=clips)
+
+
+def make_rejection(number: int, status: Any = "filtered") -> Rejection:
+    return Rejection(
+        sample_id=f"key-{number}",
+        uri=f"bad/{number}.mp4",
+        frame_start=0,
+        frame_end=0,
+        status=status,
+        stage="plan",
+        reason="too_short",
+        detail="too short ü",
+    )
+
+
+def publish(
+    storage: Storage,
+    shards: list[PlannedShard],
+    *,
+    number: int = 0,
+    rejections: list[Rejection] | None = None,
+    columns: pa.Schema = CAPTION,
+) -> Generation:
+    return publish_generation(storage, number, shards, rejections or [], recipe=RECIPE, columns=columns)
+
+
+def read_all_clips(storage: Storage, generation: Generation) -> list[list[PlannedClip]]:
+    return [read_clips(storage, shard) for shard in read_shards(storage, generation)]
+
+
+# Round trip
+
+
+def test_generation_is_read_as_it_was_published(output: Storage) -> None:
+    clips = [make_clip(number, caption=f"caption {number}") for number in range(5)]
+    shards = [make_shard(0, *clips[:2]), make_shard(1, *clips[2:])]
+    rejections = [make_rejection(0), make_rejection(1), make_rejection(2, "quarantined")]
+    published = publish(output, shards, rejections=rejections)
+    (generation,) = read_generations(output)
+    assert generation == published
+    assert (generation.num_clips, generation.num_shards, generation.quarantined, generation.filtered) == (5, 2, 1, 2)
+    assert generation.num_planned == 8
+    assert generation.recipe_fingerprint == RECIPE.fingerprint
+    assert RECIPE.differences(generation.recipe) == ""
+    assert generation.columns == CAPTION
+    assert read_all_clips(output, generation) == [clips[:2], clips[2:]]
+    assert [ref.num_clips for ref in read_shards(output, generation)] == [2, 3]
+    assert list(read_rejections(output, generation)) == rejections
+
+
+def test_new_output_has_no_generations(output: Storage) -> None:
+    assert read_generations(output) == []
+
+
+def test_generation_may_have_no_clips_or_no_columns(output: Storage) -> None:
+    empty = publish(output, [], rejections=[make_rejection(0)])
+    assert read_shards(output, empty) == []
+    bare = publish(output, [make_shard(0, make_clip(0))], number=1, columns=pa.schema([]))
+    assert read_all_clips(output, bare) == [[make_clip(0)]]
+    assert read_generations(output) == [empty, bare]
+
+
+def test_shards_beyond_one_file_are_found(output: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.plan_store.SHARDS_PER_FILE", 2)
+    clips = [make_clip(number, caption=None) for number in range(5)]
+    generation = publish(output, [make_shard(index, clip) for index, clip in enumerate(clips)])
+    assert len({ref.file for ref in read_shards(output, generation)}) == 3
+    assert read_all_clips(output, generation) == [[clip] for clip in clips]
+
+
+VALUES: list[tuple[pa.DataType, Any]] = [
+    (pa.string(), "text ü\n"),
+    (pa.large_string(), "text"),
+    (pa.bool_(), True),
+    (pa.int8(), -3),
+    (pa.int64(), 2**62),
+    (pa.uint64(), 2**64 - 1),
+    (pa.float32(), 0.5),
+    (pa.float64(), 0.1),
+    (pa.binary(), b"\0\xff"),
+    (pa.large_binary(), b"x" * 1000),
+    (pa.date32(), datetime.date(2025, 1, 2)),
+    (pa.timestamp("us", tz="UTC"), datetime.datetime(2025, 1, 2, 3, 4, 5, 6, tzinfo=datetime.UTC)),
+    (pa.duration("us"), datetime.timedelta(seconds=3)),
+    (pa.decimal128(10, 2), Decimal("3.14")),
+    (pa.list_(pa.string()), ["a", None, "b"]),
+    (pa.list_(pa.float32(), 3), [1.0, 2.0, 3.0]),
+    (pa.struct([("x", pa.int64()), ("y", pa.list_(pa.int64()))]), {"x": 1, "y": [2, 3]}),
+    (pa.dictionary(pa.int32(), pa.string()), "cat"),
+    (pa.map_(pa.string(), pa.int64()), [("a", 1)]),
+]
+
+
+@pytest.mark.parametrize(("kind", "value"), VALUES, ids=[str(kind) for kind, _ in VALUES])
+def test_columns_of_every_type_survive(output: Storage, kind: pa.DataType, value: Any) -> None:
+    clips = [make_clip(0, column=value), make_clip(1, column=None)]
+    generation = publish(output, [make_shard(0, *clips)], columns=pa.schema([("column", kind)]))
+    (stored,) = read_all_clips(output, generation)
+    assert stored == clips
+    assert read_generations(output)[0].columns.field("column").type == kind
+
+
+def test_values_that_are_no_text_become_json_in_a_text_column(output: Storage) -> None:
+    clips = [make_clip(0, caption={"de": "Käse"}), make_clip(1, caption=3), make_clip(2, caption=["a"]), make_clip(3)]
+    generation = publish(output, [make_shard(0, *clips)])
+    (stored,) = read_all_clips(output, generation)
+    assert [clip.columns["caption"] for clip in stored] == ['{"de": "Käse"}', "3", '["a"]', None]
+
+
+@pytest.mark.parametrize("value", ["three", 2**70, [1]])
+def test_value_that_does_not_fit_its_column_is_an_error_that_names_the_column(output: Storage, value: Any) -> None:
+    columns = pa.schema([("caption", pa.string()), ("views", pa.int64())])
+    with pytest.raises(ConfigError, match="column 'views' is int64 in this dataset, but has another value"):
+        publish(output, [make_shard(0, make_clip(0, views=3), make_clip(1, views=value))], columns=columns)
+
+
+# Authors
+
+
+class LateStorage(Storage):
+    """Just before it puts an index, somebody else publishes the same generation."""
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        publish(Storage(self.uri), [make_shard(0, make_clip(77, caption="the winner's"))], rejections=[make_rejection(0)])
+        return super().put_if_absent(path, data)
+
+
+def test_who_loses_the_race_adopts_the_winners_generation(output: Storage) -> None:
+    adopted = publish(LateStorage(output.uri), [make_shard(0, make_clip(1, caption="the loser's"))])
+    assert read_generations(output) == [adopted]
+    assert read_all_clips(output, adopted) == [[make_clip(77, caption="the winner's")]]
+    assert (adopted.filtered, len(list(read_rejections(output, adopted)))) == (1, 1)
+
+
+def test_generation_that_was_not_published_does_not_exist(output: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Storage, path: str, data: bytes) -> bool:
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
+        patch.setattr(Storage, "put_if_absent", fail)
+        publish(output, [make_shard(0, make_clip(0))])
+    assert read_generations(output) == []
+
+
+def test_other_format_is_refused_by_version(output: Storage) -> None:
+    publish(output, [])
+    index = output.read_json("plan/00000/index.json")
+    output.put("plan/00000/index.json", json.dumps(index | {"format_version": 9}).encode())
+    with pytest.raises(DatasetError, match=r"plan/00000/index\.json: format 9, this version reads 1"):
+        read_generations(output)
+
+
+# Known videos
+
+
+def test_videos_of_earlier_generations_are_known_with_or_without_clips(output: Storage) -> None:
+    clips = [make_clip(number) for number in range(3)]
+    publish(output, [make_shard(0, *clips[:2])], rejections=[make_rejection(0)])
+    publish(output, [make_shard(1, clips[2])], number=1)
+    known = read_known_videos(output, read_generations(output))
+    keys = {digest(c.clip.uri, c.clip.size_bytes, c.clip.version) for c in clips}
+    assert known == keys | {"key-0"}
+    assert read_known_videos(output, []) == set()
+
+
+# Column types
+
+
+def schema_of(*fields: tuple[str, pa.DataType]) -> pa.Schema:
+    return pa.schema(list(fields))
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([1, 2], pa.int64()),
+        ([1, 2.5], pa.float64()),
+        ([True, None], pa.bool_()),
+        (["a", "b"], pa.string()),
+        ([1, "a"], pa.string()),
+        ([True, 1], pa.string()),
+        ([{"a": 1}], pa.string()),
+        ([None], pa.string()),
+    ],
+)
+def test_type_of_a_column_without_one_is_that_of_its_values_or_text(values: list[Any], kind: pa.DataType) -> None:
+    found = column_schema([{"x": value} for value in values], None, None)
+    assert found == schema_of(("x", kind), ("caption", pa.string()))
+
+
+def test_caption_is_always_a_column_of_files() -> None:
+    assert column_schema([{}], None, None) == CAPTION
+    assert column_schema([], None, None) == CAPTION
+
+
+def test_declared_types_count_and_a_column_of_nothing_is_text() -> None:
+    declared = schema_of(("a", pa.int8()), ("b", pa.null()))
+    assert column_schema([{"a": 1.5}], declared, None) == schema_of(("a", pa.int8()), ("b", pa.string()))
+
+
+def test_first_generation_fixes_the_types() -> None:
+    fixed = schema_of(("caption", pa.string()), ("views", pa.int64()))
+    assert column_schema([{"caption": "x"}], None, fixed) is fixed
+    assert column_schema([], schema_of(("views", pa.int64())), fixed) is fixed
+    assert column_schema([], schema_of(("views", pa.null())), fixed) is fixed
+
+
+def test_column_that_the_dataset_has_not_is_an_error_that_names_those_it_has() -> None:
+    with pytest.raises(ConfigError, match=r"column 'tags' is not in this dataset \(its columns: caption\)"):
+        column_schema([{"tags": "x"}], None, CAPTION)
+
+
+def test_declared_type_that_the_dataset_has_not_is_an_error_that_names_both() -> None:
+    with pytest.raises(ConfigError, match="column 'caption' is int64 here and string in this dataset"):
+        column_schema([], schema_of(("caption", pa.int64())), CAPTION)

@@ -1,0 +1,245 @@
+"""Making a generation: what was probed once is never probed again, what is known is left out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.engine import ModelInfo
+from pipeline.errors import ConfigError, TerminalError, TransientError
+from pipeline.plan import ProbedVideo
+from pipeline.plan_store import Generation, read_clips, read_generations, read_rejections, read_shards
+from pipeline.planning import Batch, Planner
+from pipeline.recipe import Recipe
+from pipeline.sources import SourceItem
+from pipeline.storage import Storage, stat_input
+from pipeline.types import VideoInfo
+from tests.pipeline.test_config import make_config
+
+MODEL = ModelInfo(fingerprint="weights", latent_channels=16, spatial_ratio=8, temporal_ratio=4, scaling_factor=0.7)
+INFO = VideoInfo(width=64, height=64, fps=30.0, duration_s=2.0, container="mp4", codec="h264")
+
+
+@dataclass
+class FakeProbe:
+    """Looks at files without opening them; a file named ``bad`` is no video."""
+
+    probed: list[str] = field(default_factory=list)
+    columns_seen: list[dict[str, Any]] = field(default_factory=list)
+    fails_after: int | None = None
+    """Batches until storage goes away."""
+
+    def __call__(self, batches: list[Batch]) -> Iterator[tuple[int, list[ProbedVideo]]]:
+        for count, (position, batch) in enumerate(reversed(list(enumerate(batches)))):
+            if count == self.fails_after:
+                raise TransientError("storage does not answer")
+            yield position, [self._probe(item) for item in batch]
+
+    def _probe(self, item: SourceItem) -> ProbedVideo:
+        name = item.uri.rpartition("/")[2]
+        self.probed.append(name)
+        self.columns_seen.append(item.columns)
+        found = stat_input(item.uri)
+        is_bad = name.startswith("bad")
+        return ProbedVideo(
+            uri=found.uri,
+            size_bytes=found.size_bytes,
+            version=found.version,
+            columns={"caption": f"beside {name}"} if item.sidecars else {},
+            info=None if is_bad else INFO,
+            error=TerminalError("probe", "not_a_video", f"{name}: no video") if is_bad else None,
+        )
+
+
+@dataclass
+class Workplace:
+    """An input folder, an output, and a way to plan from one to the other."""
+
+    input: Path
+    output: Storage
+
+    def write(self, *names: str) -> None:
+        for name in names:
+            (self.input / name).write_text(name)
+
+    def plan(self, probe: FakeProbe | None = None, *, uri: Path | None = None, **settings: Any) -> Generation | None:
+        config = make_config(
+            input={"uri": str(uri or self.input), **settings},
+            output={"uri": self.output.uri},
+            clip={"buckets": ["9x64x64@8"]},
+        )
+        planner = Planner(
+            config=config,
+            storage=self.output,
+            model=MODEL,
+            recipe=Recipe.from_config(config, MODEL.fingerprint),
+            probe=probe or FakeProbe(),
+            on_probed=lambda count: None,
+        )
+        return planner.add_generation(read_generations(self.output))
+
+    def clips(self, generation: Generation | None) -> list[str]:
+        """File names of a generation's clips, in plan order."""
+        assert generation is not None
+        shards = read_shards(self.output, generation)
+        return [planned.clip.uri.rpartition("/")[2] for shard in shards for planned in read_clips(self.output, shard)]
+
+
+@pytest.fixture
+def work(tmp_path: Path, output: Storage, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+    monkeypatch.setattr("pipeline.planning.PROBE_BATCH", 2)
+    (tmp_path / "input").mkdir()
+    return Workplace(tmp_path / "input", output)
+
+
+def test_clips_stand_in_listing_order_whatever_order_they_were_probed_in(work: Workplace) -> None:
+    work.write("c.mp4", "a.mp4", "e.mp4", "b.mp4", "d.mp4", "a.txt")
+    generation = work.plan()
+    assert work.clips(generation) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4"]
+    assert generation is not None
+    assert (generation.number, generation.num_clips, generation.num_planned) == (0, 5, 5)
+    (first, *_) = read_clips(work.output, read_shards(work.output, generation)[0])
+    assert first.columns == {"caption": "beside a.mp4"}
+
+
+def test_planning_that_was_cut_off_probes_only_the_rest(work: Workplace) -> None:
+    names = [f"{number}.mp4" for number in range(7)]
+    work.write(*names)
+    first, second = FakeProbe(fails_after=2), FakeProbe()
+    with pytest.raises(TransientError):
+        work.plan(first)
+    assert read_generations(work.output) == []
+    assert work.clips(work.plan(second)) == names
+    assert len(first.probed) == 3
+    assert sorted(first.probed + second.probed) == names
+
+
+def test_file_that_changed_meanwhile_is_probed_again(work: Workplace) -> None:
+    work.write("a.mp4", "b.mp4", "c.mp4")
+    with pytest.raises(TransientError):
+        work.plan(FakeProbe(fails_after=1))  # had c, which stands alone in the last batch
+    (work.input / "c.mp4").write_text("longer than before")
+    probe = FakeProbe()
+    work.plan(probe)
+    assert sorted(probe.probed) == ["a.mp4", "b.mp4", "c.mp4"]
+
+
+def test_findings_survive_being_stored(work: Workplace) -> None:
+    work.write("a.mp4", "bad.mp4")
+    generation = work.plan()
+    assert generation is not None
+    (rejection,) = read_rejections(work.output, generation)
+    assert (rejection.status, rejection.stage, rejection.reason) == ("quarantined", "probe", "not_a_video")
+    assert rejection.detail == "bad.mp4: no video"
+
+
+def test_append_plans_only_what_is_new(work: Workplace) -> None:
+    work.write("a.mp4", "c.mp4")
+    work.plan()
+    work.write("b.mp4", "d.mp4")
+    probe = FakeProbe()
+    generation = work.plan(probe)
+    assert generation is not None
+    assert generation.number == 1
+    assert work.clips(generation) == ["b.mp4", "d.mp4"]
+    assert sorted(probe.probed) == ["b.mp4", "d.mp4"]
+
+
+def test_append_plans_a_file_that_changed(work: Workplace) -> None:
+    work.write("a.mp4", "b.mp4")
+    work.plan()
+    (work.input / "a.mp4").write_text("another content")
+    assert work.clips(work.plan()) == ["a.mp4"]
+
+
+def test_append_of_nothing_new_makes_no_generation(work: Workplace) -> None:
+    work.write("a.mp4", "bad.mp4")
+    work.plan()
+    probe = FakeProbe()
+    assert work.plan(probe) is None
+    assert probe.probed == []  # the one that gave no clip is known as well
+    assert len(read_generations(work.output)) == 1
+
+
+def test_limit_counts_new_videos(work: Workplace) -> None:
+    work.write(*(f"{number}.mp4" for number in range(5)))
+    assert work.clips(work.plan(limit=2)) == ["0.mp4", "1.mp4"]
+    assert work.clips(work.plan(limit=2)) == ["2.mp4", "3.mp4"]
+    assert work.clips(work.plan(limit=2)) == ["4.mp4"]
+    assert work.plan(limit=2) is None
+
+
+def test_limit_probes_no_more_than_it_needs(work: Workplace) -> None:
+    work.write(*(f"{number}.mp4" for number in range(9)))
+    probe = FakeProbe()
+    work.plan(probe, limit=3)
+    assert sorted(probe.probed) == ["0.mp4", "1.mp4", "2.mp4"]
+
+
+def write_table(work: Workplace, rows: list[dict[str, Any]]) -> Path:
+    path = work.input / "table.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_limit_counts_new_videos_of_a_table_too(work: Workplace) -> None:
+    work.write(*(f"{number}.mp4" for number in range(5)))
+    table = write_table(work, [{"video": f"{number}.mp4"} for number in range(5)])
+    assert work.clips(work.plan(uri=table, limit=2)) == ["0.mp4", "1.mp4"]
+    assert work.clips(work.plan(uri=table, limit=2)) == ["2.mp4", "3.mp4"]
+    assert work.clips(work.plan(uri=table)) == ["4.mp4"]
+    assert work.plan(uri=table) is None
+
+
+def test_tables_columns_stay_with_their_video_and_are_not_sent_to_probing(work: Workplace) -> None:
+    work.write("a.mp4", "b.mp4", "c.mp4")
+    table = write_table(work, [{"video": f"{name}.mp4", "caption": name, "views": n} for n, name in enumerate("cab")])
+    probe = FakeProbe()
+    generation = work.plan(probe, uri=table)
+    assert generation is not None
+    planned = [clip for shard in read_shards(work.output, generation) for clip in read_clips(work.output, shard)]
+    assert [(clip.clip.uri.rpartition("/")[2], clip.columns) for clip in planned] == [
+        ("c.mp4", {"caption": "c", "views": 0}),
+        ("a.mp4", {"caption": "a", "views": 1}),
+        ("b.mp4", {"caption": "b", "views": 2}),
+    ]
+    assert probe.columns_seen == [{}, {}, {}]
+
+
+def test_row_that_stands_twice_is_filtered(work: Workplace) -> None:
+    work.write("a.mp4")
+    generation = work.plan(uri=write_table(work, [{"video": "a.mp4"}, {"video": "./a.mp4"}]))
+    assert generation is not None
+    assert (generation.num_clips, generation.filtered) == (1, 1)
+
+
+def test_input_without_videos_is_an_error(work: Workplace) -> None:
+    with pytest.raises(ConfigError, match="there is nothing there"):
+        work.plan()
+
+
+def test_append_of_a_column_that_the_dataset_has_not_is_an_error(work: Workplace) -> None:
+    work.write("a.mp4", "b.mp4")
+    work.plan(uri=write_table(work, [{"video": "a.mp4", "caption": "x"}]))
+    with pytest.raises(ConfigError, match="column 'views' is not in this dataset"):
+        work.plan(uri=write_table(work, [{"video": "b.mp4", "views": 1}]))
+
+
+def test_progress_is_told_as_videos_are_probed(work: Workplace) -> None:
+    work.write("a.mp4", "b.mp4", "c.mp4")
+    told: list[int] = []
+    config = make_config(input={"uri": str(work.input)}, clip={"buckets": ["9x64x64@8"]})
+    Planner(
+        config=config,
+        storage=work.output,
+        model=MODEL,
+        recipe=Recipe.from_config(config, "w"),
+        probe=FakeProbe(),
+        on_probed=told.append,
+    ).add_generation([])
+    assert sorted(told) == [1, 2]
