@@ -21,6 +21,12 @@ demo: $(VENV)/.installed
 	@$(BIN)/python jobs/encode_dataset.py
 	@echo "== demo: reading the dataset back and decoding a latent"
 	@$(BIN)/python jobs/show_dataset.py demo/latents --output demo/decoded.mp4
+	@echo
+	@echo "demo/latents              the dataset: Parquet shards, index, manifest, plan, README.md"
+	@echo "demo/latents/report.html  the account, for a browser"
+	@echo "demo/decoded.mp4          a latent decoded again. Coloured noise: this small model is not trained"
+	@echo "Next: your own videos, with published weights (see README.md):"
+	@echo "  $(BIN)/python jobs/encode_dataset.py --config configs/cogvideox-5b.yaml --input.uri FOLDER --output.uri FOLDER"
 
 test: $(VENV)/.installed-test check
 	@echo "== test: pytest, without the tests marked slow"

@@ -37,13 +37,14 @@ from pipeline.decoder_process import DecoderProcess
 from pipeline.engine import Engine
 from pipeline.errors import TerminalError, TransientError
 from pipeline.feed import Decoded, DecodeFeed, DecodeOrder
+from pipeline.inputs import fetch_input
 from pipeline.plan import PlannedClip, ProbedVideo
 from pipeline.plan_store import read_clips
 from pipeline.probing import probe_item
 from pipeline.schedule import Lease
 from pipeline.shard import ShardEncoder
 from pipeline.sources import SourceItem
-from pipeline.storage import Storage, fetch_input
+from pipeline.storage import Storage
 from pipeline.types import Clip, DecodedClip, ShardSummary
 
 logger = logging.getLogger(__name__)

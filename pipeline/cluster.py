@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import ray
 
@@ -74,6 +78,48 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+class ClusterSession(contextlib.ExitStack):
+    """Joins the cluster when it is first needed and leaves it at the end: who has nothing to do starts no Ray."""
+
+    def __init__(self, config: RunConfig, stop: threading.Event) -> None:
+        super().__init__()
+        self._config = config
+        self._stop = stop
+        self._joined = False
+
+    def join(self) -> None:
+        """Have a cluster, and heed signals, from now on."""
+        if not self._joined:
+            self._joined = True
+            self.enter_context(ray_cluster(self._config))
+            self.enter_context(stop_on_signals(self._stop))
+
+
+@contextlib.contextmanager
+def stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the run to stop; a second one ends it at once.
+
+    Installed after ``ray.init``, which replaces the handlers. The handler only sets a flag: an exception
+    raised in it would be swallowed inside ``ray.get``.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        stop.set()
+
+    before: dict[int, Any] = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def plan_actors(config: RunConfig) -> ActorResources:

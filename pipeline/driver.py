@@ -6,17 +6,13 @@ in memory can be lost at any moment, and the same command resumes.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any
 
 import ray
 import yaml
@@ -24,7 +20,7 @@ from ray import ObjectRef
 
 from pipeline.account import Account, ExitCode
 from pipeline.actors import ActorSpec, probe_videos
-from pipeline.cluster import plan_actors, ray_cluster
+from pipeline.cluster import ClusterSession, plan_actors
 from pipeline.config import RunConfig
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.publish import DatasetInfo, publish_dataset
@@ -71,10 +67,11 @@ def run_encode(config: RunConfig, make_engine: Callable[..., Engine] = load_engi
     _check_recipe(storage, generations, recipe)
     refuse_second_run(storage, takeover=config.run.takeover)
     account = Account()
-    with RunStatus(storage, account.as_dict) as status:
+    stop = threading.Event()
+    with RunStatus(storage, account.as_dict, stop) as status:
         try:
             storage.put("run.yaml", yaml.safe_dump(config.to_public_dict(), sort_keys=False).encode())
-            run = EncodeRun(config, storage, model, recipe, status, account, make_engine)
+            run = EncodeRun(config, storage, model, recipe, status, account, make_engine, stop)
             code = run.execute(generations)
         except StoppedError as error:
             status.finish("stopped", ExitCode.STOPPED, str(error))
@@ -113,19 +110,24 @@ class EncodeRun:
     status: RunStatus
     account: Account
     make_engine: Callable[..., Engine]
-    stop: threading.Event = field(default_factory=threading.Event)
+    stop: threading.Event
     committed: dict[str, tuple[str, ShardSummary]] = field(default_factory=dict)
     """Shard id to path and account."""
 
     def execute(self, generations: list[Generation]) -> ExitCode:
-        with ProgressReport(self.config.run.progress, self.config.run.log_every_s) as progress:
-            if self.config.run.append or not generations:
-                with ray_cluster(self.config), _stop_on_signals(self.stop):
-                    generations += self._plan(generations, progress)
-                    return self._encode(generations, progress)
-            return self._encode(generations, progress)
+        run = self.config.run
+        with ClusterSession(self.config, self.stop) as cluster, ProgressReport(run.progress, run.log_every_s) as progress:
+            if run.append or not generations:
+                generations += self._plan(generations, cluster, progress)
+            self.status.state = "encoding"
+            pending = self._take_stock(generations)
+            failures: dict[str, str] = {}
+            if pending and not self.stop.is_set():
+                cluster.join()
+                failures = self._encode_pending(pending, generations, progress)
+            return self._conclude(generations, failures)
 
-    def _plan(self, generations: list[Generation], progress: ProgressReport) -> list[Generation]:
+    def _plan(self, generations: list[Generation], cluster: ClusterSession, progress: ProgressReport) -> list[Generation]:
         self.status.state = "planning"
         probed = 0
 
@@ -139,7 +141,7 @@ class EncodeRun:
             storage=self.storage,
             model=self.model,
             recipe=self.recipe,
-            probe=functools.partial(_probe_batches, self.config, self.stop),
+            probe=functools.partial(_probe_batches, self.config, self.stop, cluster),
             on_probed=on_probed,
         )
         added = planner.add_generation(generations)
@@ -157,15 +159,6 @@ class EncodeRun:
             added.filtered,
         )
         return [added]
-
-    def _encode(self, generations: list[Generation], progress: ProgressReport) -> ExitCode:
-        self.status.state = "encoding"
-        pending = self._take_stock(generations)
-        failures: dict[str, str] = {}
-        if pending and not self.stop.is_set():
-            with ray_cluster(self.config), _stop_on_signals(self.stop):
-                failures = self._encode_pending(pending, generations, progress)
-        return self._conclude(generations, failures)
 
     def _take_stock(self, generations: list[Generation]) -> list[ShardRef]:
         """Add up what is planned and committed. Returns the shards that are still to do."""
@@ -292,13 +285,16 @@ class EncodeRun:
         write_report(self.storage, manifest, self.account)
 
 
-def _probe_batches(config: RunConfig, stop: threading.Event, batches: list[Batch]) -> Iterator[tuple[int, list[ProbedVideo]]]:
+def _probe_batches(
+    config: RunConfig, stop: threading.Event, cluster: ClusterSession, batches: list[Batch]
+) -> Iterator[tuple[int, list[ProbedVideo]]]:
     """Probe on every core of the cluster; a batch whose worker is lost is probed again.
 
     Raises:
         TransientError: a batch failed three times.
         StoppedError: the run was asked to stop.
     """
+    cluster.join()
     at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting = list(reversed(range(len(batches))))
     tries = [0] * len(batches)
@@ -322,28 +318,3 @@ def _probe_batches(config: RunConfig, stop: threading.Event, batches: list[Batch
                         f"probing failed {PROBE_TRIES} times, first {batches[position][0].uri}: {error}"
                     ) from error
                 waiting.append(position)
-
-
-@contextlib.contextmanager
-def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the run to stop; a second one ends it at once.
-
-    Installed after ``ray.init``, which replaces the handlers. The handler only sets a flag: an exception
-    raised in it would be swallowed inside ``ray.get``.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        stop.set()
-
-    before: dict[int, Any] = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

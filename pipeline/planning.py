@@ -14,8 +14,6 @@ from itertools import islice
 
 import pyarrow as pa
 
-import pyarrow as pa
-
 from pipeline.config import RunConfig
 from pipeline.engine import ModelInfo
 from pipeline.errors import TerminalError

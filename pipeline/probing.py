@@ -6,9 +6,10 @@ import json
 from typing import Any, Protocol
 
 from pipeline.errors import TerminalError
+from pipeline.inputs import fetch_input, read_input
 from pipeline.plan import ProbedVideo
 from pipeline.sources import SourceItem
-from pipeline.storage import StoredObject, fetch_input, read_input
+from pipeline.storage import StoredObject
 from pipeline.types import VideoInfo
 
 

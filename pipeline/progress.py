@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections import deque
@@ -57,7 +58,7 @@ class ProgressReport:
     _meter: RateMeter = field(default_factory=RateMeter)
     _bar: Progress | None = None
     _task: TaskID = field(default_factory=lambda: TaskID(0))
-    _last_line_at: float = 0.0
+    _last_line_at: float = -math.inf
     _seen: dict[str, int] = field(default_factory=dict)
 
     def __enter__(self) -> ProgressReport:

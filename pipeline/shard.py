@@ -75,7 +75,8 @@ class ShardEncoder:
             try:
                 (result,) = self.engine.encode([decoded.frames])
             except Exception as alone:
-                if not self.is_retry or not self._engine_works(decoded):
+                # A lack of memory is never the clip's: others of its shape need as much.
+                if not self.is_retry or self.engine.is_out_of_memory(alone) or not self._engine_works(decoded):
                     raise
                 results.append(_unexpected(alone))
                 continue

@@ -34,7 +34,7 @@ def describe(uri: str) -> Iterator[str]:
     if len(dataset) > MOST_ROWS:
         yield f"  … and {len(dataset) - MOST_ROWS} more"
     rows = pq.read_table(io.BytesIO(Storage(uri).read(QUARANTINE_PATH))).to_pylist()
-    yield f"{len(rows)} clips left out"
+    yield f"left out: {len(rows)}"
     for row in rows[:MOST_ROWS]:
         yield f"  {row['status']}  {row['reason']}: {row['detail']}"
 

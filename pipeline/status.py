@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -33,10 +34,12 @@ class RunStatus:
     Args:
         storage: the run's output.
         snapshot: gives the changing part, such as counts; called from the thread.
+        stop: set when another run has taken the output over; this one then writes no more.
     """
 
     storage: Storage
     snapshot: Callable[[], dict[str, Any]]
+    stop: threading.Event = field(default_factory=threading.Event)
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     state: str = "starting"
     _started_at: float = field(default_factory=time.time)
@@ -59,14 +62,23 @@ class RunStatus:
         """Write the outcome; no heartbeat follows it."""
         self.__exit__(None, None, None)
         self.state = state
-        self._write({"exit_code": exit_code, "detail": detail})
+        if self._is_ours():
+            self._write({"exit_code": exit_code, "detail": detail})
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
             try:
+                if not self._is_ours():
+                    logger.error("another run has taken over %s; this one stops", self.storage.uri)
+                    self.stop.set()
+                    return
                 self._write()
             except (OSError, PipelineError) as error:  # the next beat tries again; the work goes on
                 logger.warning("heartbeat failed error=%s", error)
+
+    def _is_ours(self) -> bool:
+        status = _read(self.storage)
+        return status is None or status["run_id"] == self.run_id
 
     def _write(self, outcome: dict[str, Any] | None = None) -> None:
         with self._lock:
@@ -75,7 +87,7 @@ class RunStatus:
                 {
                     "run_id": self.run_id,
                     "state": self.state,
-                    "host": socket.gethostname(),
+                    "host": _this_host(),
                     "pid": os.getpid(),
                     "started_at": self._started_at,
                     "heartbeat_at": time.time(),
@@ -102,7 +114,7 @@ def refuse_second_run(storage: Storage, *, takeover: bool, sleep: Callable[[floa
     if takeover:
         logger.warning("taking over from %s", name)
         return
-    if last["host"] == socket.gethostname() and not _process_exists(last["pid"]):
+    if last["host"] == _this_host() and not _process_exists(last["pid"]):
         logger.info("%s died without finishing; resuming", name)
         return
     logger.info("%s has not ended; watching its heartbeat for %.0f s", name, STALE_AFTER_S)
@@ -124,6 +136,12 @@ def _read(storage: Storage) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return status if isinstance(status, dict) and "run_id" in status else None
+
+
+def _this_host() -> str:
+    """Host and PID namespace: containers of one host name do not see each other's processes."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()} {os.readlink(namespace)}" if namespace.is_symlink() else socket.gethostname()
 
 
 def _process_exists(pid: int) -> bool:

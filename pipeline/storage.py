@@ -12,18 +12,17 @@ import json
 import logging
 import os
 import random
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import ConfigError, PipelineError, TerminalError, TransientError
+from pipeline.errors import ConfigError, TransientError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -33,7 +32,6 @@ _FIRST_DELAY_S = 0.2
 # A store's answer that will be the same next time. EEXIST is how a lost race looks.
 _FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 # The S3 client raises these beside OSError; matched by module, so that no store's client is imported here.
-_WILDCARD = re.compile(r"[*?\[]")
 # Requests that a server asks to repeat; every other 4xx is its last word.
 _REPEATABLE_STATUS = (408, 425, 429)
 _CLIENT_MODULES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "azure", "requests", "urllib3")
@@ -161,10 +159,6 @@ class Storage:
 
         return self._retry("read", path, read)
 
-    def open(self, path: str) -> BinaryIO:
-        """A seekable binary file."""
-        return cast(BinaryIO, self._retry("open", path, lambda: self._fs.open(self._full(path), "rb")))
-
     def size(self, path: str) -> int:
         return int(self._retry("size", path, lambda: self._fs.size(self._full(path))))
 
@@ -257,7 +251,8 @@ class Storage:
         try:
             yield
         except FileNotFoundError as error:
-            raise ConfigError(f"{self.uri}: cannot be written: {error}. Create the bucket first") from error
+            hint = "its folder was removed" if self.is_local else "create the bucket first"
+            raise ConfigError(f"{self.uri}: cannot be written: {error}; {hint}") from error
         except (PermissionError, NotADirectoryError) as error:
             raise ConfigError(f"{self.uri}: cannot be written: {error}") from error
 
@@ -300,103 +295,3 @@ def object_version(info: dict[str, Any]) -> str:
             return str(info[key]).strip('"')
     modified = info.get("mtime") or info.get("LastModified") or info.get("last_modified") or info.get("created") or ""
     return f"{modified:.6f}" if isinstance(modified, float) else str(modified)
-
-
-def list_inputs(uri: str, options: dict[str, Any] | None = None, *, recursive: bool = True) -> Iterator[StoredObject]:
-    """The files that a folder, a glob or a single file names, sorted, with absolute URIs.
-
-    A name that holds ``*``, ``?`` or ``[`` and exists is taken as it stands, not as a pattern. Hidden files and
-    folders (``.name``) are passed over, as a shell does.
-
-    Raises:
-        ConfigError: nothing is there, or it may not be listed.
-    """
-    fs, path = open_filesystem(uri, options)
-    local = isinstance(fs, LocalFileSystem)
-    folder = path
-
-    def find() -> dict[str, dict[str, Any]]:
-        nonlocal folder
-        if _WILDCARD.search(path) and not fs.exists(path):
-            folder = _WILDCARD.split(path)[0].rpartition("/")[0]
-            return cast(dict[str, dict[str, Any]], fs.glob(path, detail=True))
-        try:
-            return cast(dict[str, dict[str, Any]], fs.find(path, maxdepth=None if recursive else 1, detail=True))
-        except FileNotFoundError:
-            return {}
-
-    try:
-        found = retry(f"list {uri}", find, local=local)
-    except PermissionError as error:
-        raise ConfigError(f"input.uri {uri}: may not be listed: {error}") from error
-    if not found:
-        raise ConfigError(f"input.uri {uri}: there is nothing there")
-    shows_hidden = "/." in path[len(folder) :]
-    for name, info in sorted(found.items()):
-        if info.get("type") != "directory" and (shows_hidden or "/." not in name[len(folder) :]):
-            yield StoredObject(name if local else fs.unstrip_protocol(name), int(info["size"]), object_version(info))
-
-
-def stat_input(uri: str, options: dict[str, Any] | None = None) -> StoredObject:
-    """Size and version of one file. Raises: TerminalError: it is no file, or may not be read."""
-    with _as_terminal(uri):
-        fs, path = open_filesystem(uri, options)
-        local = isinstance(fs, LocalFileSystem)
-        info = retry(f"stat {uri}", lambda: fs.info(path), local=local)
-        if info["type"] == "directory":
-            raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file")
-    return StoredObject(path if local else fs.unstrip_protocol(path), int(info["size"]), object_version(info))
-
-
-def read_input(uri: str, options: dict[str, Any] | None = None) -> bytes:
-    """All bytes of one small file, such as a caption. Raises: TerminalError: as ``stat_input``."""
-    with _as_terminal(uri):
-        fs, path = open_filesystem(uri, options)
-        return cast(bytes, retry(f"read {uri}", lambda: fs.cat_file(path), local=isinstance(fs, LocalFileSystem)))
-
-
-@contextlib.contextmanager
-def fetch_input(uri: str, options: dict[str, Any] | None, folder: str | Path) -> Iterator[tuple[Path, StoredObject]]:
-    """A local path with the file's bytes while the context lasts, and what the file is now.
-
-    A remote file is copied into ``folder``; a local one is not copied.
-
-    Raises:
-        TerminalError: the file does not exist or may not be read.
-        TransientError: the store does not deliver it.
-    """
-    found = stat_input(uri, options)
-    fs, path = open_filesystem(uri, options)
-    if isinstance(fs, LocalFileSystem):
-        with _as_terminal(uri), open(path, "rb"):  # says at once whether it can be read
-            pass
-        yield Path(path), found
-        return
-    copy = Path(folder) / uuid.uuid4().hex
-    try:
-        with _as_terminal(uri):
-            retry(f"fetch {uri}", lambda: _download(fs, path, copy, found.size_bytes))
-        yield copy, found
-    finally:
-        copy.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _as_terminal(uri: str) -> Iterator[None]:
-    """What will be the same next time is wrong with this one file: it ends the clip, never the run."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise TerminalError("fetch", "not_found", f"{uri}: no such file") from error
-    except PermissionError as error:
-        raise TerminalError("fetch", "not_permitted", f"{uri}: may not be read: {error}") from error
-    except Exception as error:
-        if is_transient(error) or (isinstance(error, PipelineError) and not isinstance(error, ConfigError)):
-            raise
-        raise TerminalError("fetch", "unreadable", f"{uri}: cannot be read: {type(error).__name__}: {error}") from error
-
-
-def _download(fs: fsspec.AbstractFileSystem, path: str, copy: Path, size_bytes: int) -> None:
-    fs.get_file(path, str(copy))
-    if copy.stat().st_size != size_bytes:  # some clients end a broken transfer without an error
-        raise OSError(f"{path}: expected {size_bytes} bytes, got {copy.stat().st_size}")

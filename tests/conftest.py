@@ -17,9 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pipeline.errors import PipelineError
 from pipeline.storage import Storage
+
+# Time says nothing about an example on a machine that others use too.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 START_TIMEOUT_S = 30.0
 _BUCKET = "lab"

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from pipeline.config import InputConfig
 from pipeline.errors import ConfigError
+from pipeline.inputs import list_inputs
 from pipeline.sources.source import SourceItem
-from pipeline.storage import list_inputs
 
 SIDECAR_SUFFIXES = (".txt", ".json")
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from pipeline.config import InputConfig
 from pipeline.errors import ConfigError, TerminalError
+from pipeline.inputs import list_inputs, read_input
 from pipeline.sources.source import SourceItem, SourceListing
-from pipeline.storage import list_inputs, read_input
 
 TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
 _BATCH_ROWS = 4096
@@ -54,7 +54,9 @@ def _read_table(uri: str, config: InputConfig) -> pa.Table:
             table = pq.read_table(io.BytesIO(data))
         elif uri.lower().endswith(".csv"):
             header = next(csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig")), [])
-            options = pa_csv.ConvertOptions(column_types={config.video_column: pa.string()}, strings_can_be_null=True)
+            options = pa_csv.ConvertOptions(
+                column_types={config.video_column: pa.string()}, strings_can_be_null=True, null_values=[""]
+            )
             duplicates = {name for name in header if header.count(name) > 1}
             if duplicates:
                 raise ConfigError(f"{uri}: two columns are named {', '.join(sorted(duplicates))}")

@@ -32,9 +32,11 @@ def by_pyarrow(dataset: str, sample_id: str) -> Row:
 def by_duckdb(dataset: str, sample_id: str) -> Row:
     import duckdb
 
-    relation = duckdb.execute(f"select * from '{dataset}/data/**/*.parquet' where sample_id = ?", [sample_id])
-    names = [column[0] for column in relation.description]
-    return dict(zip(names, relation.fetchone(), strict=True))
+    with duckdb.connect() as connection:
+        result = connection.execute(f"select * from '{dataset}/data/**/*.parquet' where sample_id = ?", [sample_id])
+        names = [column[0] for column in result.description]
+        (row,) = result.fetchall()
+    return dict(zip(names, row, strict=True))
 
 
 def by_polars(dataset: str, sample_id: str) -> Row:

@@ -91,7 +91,7 @@ class FlakyFileSystem(MemoryFileSystem):  # type: ignore[misc]
 register_implementation("flaky", FlakyFileSystem)
 
 
-class OutOfMemory(Exception):
+class ExhaustedError(Exception):
     """What ``FakeEngine`` takes for an exhausted GPU."""
 
 
@@ -122,7 +122,7 @@ class FakeEngine:
         return 30.0
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        return isinstance(error, OutOfMemory)
+        return isinstance(error, ExhaustedError)
 
     def _encode(self, value: int, clip: Frames) -> EncodedClip | TerminalError:
         if value in self.not_finite:
@@ -159,7 +159,14 @@ def make_clip(number: int, *, uri: str | None = None, bucket: Bucket = SMALL, **
 
 def make_video(name: str = "a.mp4", *, error: TerminalError | None = None, **info: Any) -> ProbedVideo:
     """A probed video of 640x480 pixels, 30 frames a second and 20 seconds, but for what ``info`` says."""
-    known = {"width": 640, "height": 480, "fps": 30.0, "duration_s": 20.0, "container": "mp4", "codec": "h264"} | info
+    known: dict[str, Any] = {
+        "width": 640,
+        "height": 480,
+        "fps": 30.0,
+        "duration_s": 20.0,
+        "container": "mp4",
+        "codec": "h264",
+    } | info
     return ProbedVideo(
         uri=name,
         size_bytes=1000,

@@ -147,7 +147,9 @@ def test_help_mentions_every_setting_and_exits_with_0(capsys: pytest.CaptureFixt
             parse_command_line(arguments)
         assert caught.value.code == 0
         text = capsys.readouterr().out
-        assert [name for name in [*every_setting(), "config FILE", "append", "limit N", "takeover"] if f"--{name}" not in text] == []
+        assert [
+            name for name in [*every_setting(), "config FILE", "append", "limit N", "takeover"] if f"--{name}" not in text
+        ] == []
 
 
 def test_every_setting_has_an_explanation() -> None:
@@ -213,6 +215,6 @@ def test_file_that_is_no_settings_file_is_explained(refused: Refused, tmp_path: 
 def test_file_that_is_not_there_is_explained(refused: Refused, tmp_path: Path) -> None:
     assert "no.yaml: No such file or directory" in refused("--config", str(tmp_path / "no.yaml"))
     assert "--config needs a file" in refused("--config")
+    (tmp_path / "c.yaml").write_bytes(b"input: \xff\n")
     with pytest.raises(ConfigError, match="not YAML"):
-        (tmp_path / "c.yaml").write_bytes(b"input: \xff\n")
         load_config_file(tmp_path / "c.yaml")

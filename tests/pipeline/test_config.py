@@ -30,7 +30,9 @@ def test_secrets_are_not_among_the_public_settings() -> None:
     }
     sections = {name: {"storage_options": options} for name in ("input", "output", "vae")}
     config = make_config(
-        input={"uri": "in", **sections["input"]}, output={"uri": "o", **sections["output"]}, vae={"weights": "w", **sections["vae"]}
+        input={"uri": "in", **sections["input"]},
+        output={"uri": "o", **sections["output"]},
+        vae={"weights": "w", **sections["vae"]},
     )
     written = yaml.safe_dump(config.to_public_dict())
     assert not [secret for secret in ("AKIA", "s3cr3t", "t0k3n", "pa55") if secret in written]

@@ -145,13 +145,15 @@ def test_budget_is_kept_but_for_the_one_clip_that_is_always_admitted(first: list
         gc.collect(0)
     assert not decoder.over_budget
     assert decoder.held_bytes == 0
-    assert Counter(id for job in decoder.started for id in job).most_common(1) in ([], [(decoder.started[0][0], 1)])
+    assert set(Counter(clip for job in decoder.started for clip in job).values()) <= {1}
 
 
 def test_budget_below_one_clip_slows_down_but_never_stops() -> None:
     decoder = FakeDecoder(budget_bytes=1)
     clips = make_clips(2, 1, 3)
-    assert take(decoder.feed().order(clips)) == ids(clips)
+    order = decoder.feed().order(clips)
+    assert len(decoder.started) == 1  # the first is decoded ahead all the same
+    assert take(order) == ids(clips)
     assert [len(job) for job in decoder.started] == [1] * 6
 
 
@@ -181,10 +183,10 @@ def test_order_given_up_in_the_middle_leaves_nothing_and_makes_room() -> None:
     feed = decoder.feed()
     given_up = feed.order(make_clips(1, 1, 1, 1, 1, shard="a"))
     waiting = feed.order(make_clips(1, 1, shard="b"))
-    with pytest.raises(RuntimeError), given_up as order:
-        for position, _ in enumerate(order):
-            if position == 1:
-                raise RuntimeError
+    with given_up as order:
+        deliveries = iter(order)
+        next(deliveries)
+        next(deliveries)
     assert len(decoder.started) == 3 + 2  # none was started for the order that nobody takes
     assert take(waiting) == ids(make_clips(1, 1, shard="b"))
     assert decoder.held_bytes == 0
@@ -222,6 +224,7 @@ def test_lost_decoding_is_started_again() -> None:
     clips = make_clips(1, 2, 1)
     assert take(decoder.feed().order(clips)) == ids(clips)
     assert decoder.started.count(ids(clips)[1:3]) == DECODE_ATTEMPTS
+    gc.collect()  # the fake's error and its frame hold each other
     assert decoder.held_bytes == 0
 
 

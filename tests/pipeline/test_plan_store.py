@@ -171,8 +171,8 @@ def test_generation_that_was_not_published_does_not_exist(output: Storage, monke
     def fail(self: Storage, path: str, data: bytes) -> bool:
         raise OSError("killed")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
-        patch.setattr(Storage, "put_if_absent", fail)
+    monkeypatch.setattr(Storage, "put_if_absent", fail)
+    with pytest.raises(OSError, match="killed"):
         publish(output, [make_shard(0, make_clip(0))])
     assert read_generations(output) == []
 

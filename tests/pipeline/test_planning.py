@@ -12,12 +12,13 @@ import pytest
 
 from pipeline.engine import ModelInfo
 from pipeline.errors import ConfigError, TerminalError, TransientError
+from pipeline.inputs import stat_input
 from pipeline.plan import ProbedVideo
 from pipeline.plan_store import Generation, read_clips, read_generations, read_rejections, read_shards
 from pipeline.planning import Batch, Planner
 from pipeline.recipe import Recipe
 from pipeline.sources import SourceItem
-from pipeline.storage import Storage, stat_input
+from pipeline.storage import Storage
 from pipeline.types import VideoInfo
 from tests.pipeline.test_config import make_config
 

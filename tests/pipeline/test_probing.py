@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from pipeline.errors import TerminalError, TransientError
+from pipeline.inputs import stat_input
 from pipeline.plan import ProbedVideo
 from pipeline.probing import probe_item
 from pipeline.sources import SourceItem
-from pipeline.storage import Storage, stat_input
+from pipeline.storage import Storage
 from pipeline.types import VideoInfo
 from tests.pipeline.fakes import Fault, FlakyFileSystem
 
@@ -63,7 +64,9 @@ def test_caption_in_json_wins_over_the_text_file(folder: Path) -> None:
     assert probe(folder / "a.mp4", folder / "a.txt", folder / "a.json").columns == {"caption": "from json"}
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"[1]", "holds list, expected an object"), (b"{", "cannot be read"), (b"\xff", "utf-8")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"[1]", "holds list, expected an object"), (b"{", "cannot be read"), (b"\xff", "utf-8")]
+)
 def test_caption_file_that_cannot_be_used_is_a_finding_that_names_it(folder: Path, content: bytes, message: str) -> None:
     (folder / "a.json").write_bytes(content)
     stage, reason, detail = error_of(probe(folder / "a.mp4", folder / "a.json"))

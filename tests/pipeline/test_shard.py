@@ -18,7 +18,7 @@ from pipeline.errors import TerminalError
 from pipeline.plan import PlannedClip
 from pipeline.shard import ShardEncoder
 from pipeline.types import DecodedClip, Rejection, ShardSummary
-from tests.pipeline.fakes import SMALL, FakeEngine, OutOfMemory, make_clip, make_frames
+from tests.pipeline.fakes import SMALL, ExhaustedError, FakeEngine, make_clip, make_frames
 
 Decoded = DecodedClip | TerminalError
 CORRUPT = TerminalError("decode", "corrupt", "frames are damaged")
@@ -54,9 +54,7 @@ Encode = Callable[..., Outcome]
 
 @pytest.fixture
 def encode(tmp_path: Path) -> Encode:
-    def run(
-        engine: FakeEngine, clips: list[tuple[PlannedClip, Decoded]], *, is_retry: bool = False, **config: Any
-    ) -> Outcome:
+    def run(engine: FakeEngine, clips: list[tuple[PlannedClip, Decoded]], *, is_retry: bool = False, **config: Any) -> Outcome:
         schema = build_schema(logvar=False, first_frame=False, passthrough=pa.schema([("caption", pa.string())]))
         done: list[tuple[int, int]] = []
         with ShardWriter(tmp_path / "shard.parquet", schema) as writer:
@@ -90,7 +88,7 @@ def fails_on(value: int, error: Exception) -> Callable[[list[int]], Exception | 
 
 
 def fails_above(size: int) -> Callable[[list[int]], Exception | None]:
-    return lambda batch: OutOfMemory("no memory") if len(batch) > size else None
+    return lambda batch: ExhaustedError("no memory") if len(batch) > size else None
 
 
 def test_every_clip_is_a_row_in_plan_order_with_its_own_latent(encode: Encode) -> None:
@@ -158,8 +156,13 @@ def test_batch_that_does_not_fit_is_encoded_one_by_one_and_marked(encode: Encode
 
 @pytest.mark.parametrize("is_retry", [False, True])
 def test_single_clip_that_does_not_fit_is_nobodys_fault(encode: Encode, is_retry: bool) -> None:
-    with pytest.raises(OutOfMemory):
+    with pytest.raises(ExhaustedError):
         encode(FakeEngine(fails=fails_above(0)), decoded_clips(1, 2), is_retry=is_retry)
+
+
+def test_lack_of_memory_for_one_clip_alone_is_not_that_clips_fault(encode: Encode) -> None:
+    with pytest.raises(ExhaustedError):
+        encode(FakeEngine(fails=fails_on(2, ExhaustedError())), decoded_clips(1, 2), is_retry=True)
 
 
 # Unexpected errors
@@ -222,7 +225,7 @@ def test_quality_is_measured_on_a_stable_share_of_the_clips(encode: Encode) -> N
 
 
 def test_quality_that_does_not_fit_into_memory_is_not_measured_and_the_latent_kept(encode: Encode) -> None:
-    outcome = encode(FakeEngine(psnr_error=OutOfMemory()), decoded_clips(1, 2), qa_share=1)
+    outcome = encode(FakeEngine(psnr_error=ExhaustedError()), decoded_clips(1, 2), qa_share=1)
     assert [row["psnr"] for row in outcome.rows] == [None, None]
 
 
@@ -235,5 +238,7 @@ def test_same_clips_and_settings_give_the_same_bytes(encode: Encode, tmp_path: P
     clips = decoded_clips(1, CORRUPT, 2, 3)
     encode(FakeEngine(), clips)
     first = (tmp_path / "shard.parquet").read_bytes()
-    encode(FakeEngine(), [(planned, replace(decoded) if isinstance(decoded, DecodedClip) else decoded) for planned, decoded in clips])
+    encode(
+        FakeEngine(), [(planned, replace(decoded) if isinstance(decoded, DecodedClip) else decoded) for planned, decoded in clips]
+    )
     assert (tmp_path / "shard.parquet").read_bytes() == first

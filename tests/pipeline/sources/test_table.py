@@ -115,7 +115,7 @@ def test_video_column_may_have_another_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 def test_missing_video_column_is_an_error_that_names_the_others(tmp_path: Path, kind: str) -> None:
     path = write_table(tmp_path, kind, [{"file": "a.mp4", "text": "x"}])
-    with pytest.raises(ConfigError, match="has no column 'video', only file, text; set input.video_column"):
+    with pytest.raises(ConfigError, match=r"has no column 'video', only file, text; set input\.video_column"):
         list_rows(path)
 
 

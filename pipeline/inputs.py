@@ -1,0 +1,122 @@
+"""The videos of a run, wherever they are: listed, looked at, and brought to this machine.
+
+What is wrong with one file is a ``TerminalError`` and ends that clip, never the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import ConfigError, PipelineError, TerminalError
+from pipeline.storage import StoredObject, is_transient, object_version, open_filesystem, retry
+
+_WILDCARD = re.compile(r"[*?\[]")
+
+
+def list_inputs(uri: str, options: dict[str, Any] | None = None, *, recursive: bool = True) -> Iterator[StoredObject]:
+    """The files that a folder, a glob or a single file names, sorted, with absolute URIs.
+
+    A name that holds ``*``, ``?`` or ``[`` and exists is taken as it stands, not as a pattern. Hidden files and
+    folders (``.name``) are passed over, as a shell does.
+
+    Raises:
+        ConfigError: nothing is there, or it may not be listed.
+    """
+    fs, path = open_filesystem(uri, options)
+    local = isinstance(fs, LocalFileSystem)
+    folder = path
+
+    def find() -> dict[str, dict[str, Any]]:
+        nonlocal folder
+        if _WILDCARD.search(path) and not fs.exists(path):
+            folder = _WILDCARD.split(path)[0].rpartition("/")[0]
+            return cast(dict[str, dict[str, Any]], fs.glob(path, detail=True))
+        try:
+            return cast(dict[str, dict[str, Any]], fs.find(path, maxdepth=None if recursive else 1, detail=True))
+        except FileNotFoundError:
+            return {}
+
+    try:
+        found = retry(f"list {uri}", find, local=local)
+    except PermissionError as error:
+        raise ConfigError(f"input.uri {uri}: may not be listed: {error}") from error
+    if not found:
+        raise ConfigError(f"input.uri {uri}: there is nothing there")
+    shows_hidden = "/." in path[len(folder) :]
+    for name, info in sorted(found.items()):
+        if info.get("type") != "directory" and (shows_hidden or "/." not in name[len(folder) :]):
+            yield StoredObject(name if local else fs.unstrip_protocol(name), int(info["size"]), object_version(info))
+
+
+def stat_input(uri: str, options: dict[str, Any] | None = None) -> StoredObject:
+    """Size and version of one file. Raises: TerminalError: it is no file, or may not be read."""
+    with _as_terminal(uri):
+        fs, path = open_filesystem(uri, options)
+        local = isinstance(fs, LocalFileSystem)
+        info = retry(f"stat {uri}", lambda: fs.info(path), local=local)
+        if info["type"] == "directory":
+            raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file")
+    return StoredObject(path if local else fs.unstrip_protocol(path), int(info["size"]), object_version(info))
+
+
+def read_input(uri: str, options: dict[str, Any] | None = None) -> bytes:
+    """All bytes of one small file, such as a caption. Raises: TerminalError: as ``stat_input``."""
+    with _as_terminal(uri):
+        fs, path = open_filesystem(uri, options)
+        return cast(bytes, retry(f"read {uri}", lambda: fs.cat_file(path), local=isinstance(fs, LocalFileSystem)))
+
+
+@contextlib.contextmanager
+def fetch_input(uri: str, options: dict[str, Any] | None, folder: str | Path) -> Iterator[tuple[Path, StoredObject]]:
+    """A local path with the file's bytes while the context lasts, and what the file is now.
+
+    A remote file is copied into ``folder``; a local one is not copied.
+
+    Raises:
+        TerminalError: the file does not exist or may not be read.
+        TransientError: the store does not deliver it.
+    """
+    found = stat_input(uri, options)
+    fs, path = open_filesystem(uri, options)
+    if isinstance(fs, LocalFileSystem):
+        with _as_terminal(uri), open(path, "rb"):  # says at once whether it can be read
+            pass
+        yield Path(path), found
+        return
+    copy = Path(folder) / uuid.uuid4().hex
+    try:
+        with _as_terminal(uri):
+            retry(f"fetch {uri}", lambda: _download(fs, path, copy, found.size_bytes))
+        yield copy, found
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _as_terminal(uri: str) -> Iterator[None]:
+    """What will be the same next time is wrong with this one file: it ends the clip, never the run."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise TerminalError("fetch", "not_found", f"{uri}: no such file") from error
+    except PermissionError as error:
+        raise TerminalError("fetch", "not_permitted", f"{uri}: may not be read: {error}") from error
+    except Exception as error:
+        if is_transient(error) or (isinstance(error, PipelineError) and not isinstance(error, ConfigError)):
+            raise
+        raise TerminalError("fetch", "unreadable", f"{uri}: cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _download(fs: fsspec.AbstractFileSystem, path: str, copy: Path, size_bytes: int) -> None:
+    fs.get_file(path, str(copy))
+    if copy.stat().st_size != size_bytes:  # some clients end a broken transfer without an error
+        raise OSError(f"{path}: expected {size_bytes} bytes, got {copy.stat().st_size}")
