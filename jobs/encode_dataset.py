@@ -11,18 +11,21 @@ import logging
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the short form of `ray job submit` runs this file without installing it
+# The short form of `ray job submit` runs this file without installing the packages.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.account import ExitCode  # noqa: E402
-from pipeline.command_line import parse_command_line  # noqa: E402
-from pipeline.driver import run_encode  # noqa: E402
-from pipeline.errors import ConfigError, PipelineError, RunRefusedError  # noqa: E402
+from pipeline.account import ExitCode
+from pipeline.command_line import parse_command_line
+from pipeline.driver import run_encode
+from pipeline.errors import ConfigError, PipelineError, RunRefusedError
+from pipeline.progress import LogHandler
+
+QUICK_START = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 
 
 def main(arguments: list[str]) -> int:
-    config = parse_command_line(arguments, quick_start=ROOT / "configs" / "quickstart.yaml")
-    logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    config = parse_command_line(arguments, quick_start=QUICK_START)
+    logging.basicConfig(level="WARNING", handlers=[LogHandler()])
     for package in ("pipeline", "cogvae"):
         logging.getLogger(package).setLevel(config.run.log_level.upper())
     try:

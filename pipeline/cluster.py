@@ -15,9 +15,11 @@ from types import FrameType
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.status import STATUS_PATH
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +97,7 @@ class ClusterSession(contextlib.ExitStack):
             self._joined = True
             self.enter_context(ray_cluster(self._config))
             self.enter_context(stop_on_signals(self._stop))
+            check_shared_paths(self._config)
 
 
 @contextlib.contextmanager
@@ -120,6 +123,40 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def check_shared_paths(config: RunConfig) -> None:
+    """Make sure that every node sees the run's local files, which lie on a shared disk or are no use.
+
+    Otherwise each video that another node should probe would be quarantined as not found.
+
+    Raises:
+        ConfigError: a node does not see them; names the node and the paths.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    paths = [path for path in _local_paths(config) if os.path.exists(path)]
+    if len(nodes) < 2 or not paths:
+        return
+    for node in nodes:
+        here = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
+        missing = ray.get(_missing_paths.options(scheduling_strategy=here).remote(paths))
+        if missing:
+            raise ConfigError(
+                f"node {node['NodeManagerAddress']} does not see {', '.join(missing)}: on a cluster of {len(nodes)} nodes "
+                "local paths must be on a disk that all nodes share; use one, or object storage"
+            )
+
+
+@ray.remote(num_cpus=0)
+def _missing_paths(paths: list[str]) -> list[str]:
+    return [path for path in paths if not os.path.exists(path)]
+
+
+def _local_paths(config: RunConfig) -> Iterator[str]:
+    """What the run reads and writes on disk; of the output a file that the driver has just written."""
+    for uri in (config.input.uri, f"{config.output.uri}/{STATUS_PATH}", config.vae.weights):
+        if "://" not in uri or uri.startswith("file://"):
+            yield os.path.abspath(uri.removeprefix("file://"))
 
 
 def plan_actors(config: RunConfig) -> ActorResources:

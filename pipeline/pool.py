@@ -143,7 +143,8 @@ class ActorPool:
 
     def _start(self) -> _Slot:
         actor: Any = VaeActor  # made an actor class by its decorator
-        handle = actor.options(num_gpus=self._resources.num_gpus).remote(self._spec)
+        # Actors without a GPU ask for nothing, and would all start on one node.
+        handle = actor.options(num_gpus=self._resources.num_gpus, scheduling_strategy="SPREAD").remote(self._spec)
         return _Slot(handle, handle.ready.remote())
 
     @staticmethod

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
@@ -19,6 +20,18 @@ from pipeline.account import Account
 logger = logging.getLogger(__name__)
 
 RATE_WINDOW_S = 120.0
+
+
+class LogHandler(logging.StreamHandler[TextIO]):
+    """Writes to what ``sys.stderr`` is at the moment, so that lines appear above a bar and not inside it."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 @dataclass(slots=True)

@@ -1,0 +1,98 @@
+"""What a run asks of its cluster before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline import cluster
+from pipeline.cluster import check_shared_paths, plan_actors
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+
+
+def make_config(folder: Path, **sections: dict[str, Any]) -> RunConfig:
+    (folder / "out").mkdir(exist_ok=True)
+    (folder / "out" / "status.json").touch()
+    values: dict[str, dict[str, Any]] = {
+        "input": {"uri": str(folder)},
+        "output": {"uri": str(folder / "out")},
+        "vae": {"weights": "THUDM/CogVideoX-5b"},
+    }
+    return RunConfig(**{**values, **sections})  # type: ignore[arg-type]
+
+
+class FakeRay:
+    """A cluster of nodes, of which some see only what is listed for them."""
+
+    def __init__(self, resources: dict[str, float], blind_nodes: tuple[str, ...] = (), nodes: int = 1) -> None:
+        self._resources, self._blind = resources, blind_nodes
+        self._nodes = [f"node{number}" for number in range(nodes)]
+
+    def cluster_resources(self) -> dict[str, float]:
+        return self._resources
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "NodeID": node_id(name), "NodeManagerAddress": name} for name in self._nodes]
+
+    def get(self, value: Any) -> Any:
+        return value
+
+    def missing(self, scheduling_strategy: Any) -> SimpleNamespace:
+        is_blind = scheduling_strategy.node_id in map(node_id, self._blind)
+        return SimpleNamespace(remote=lambda paths: paths if is_blind else [])
+
+
+def node_id(name: str) -> str:
+    return name.encode().hex().rjust(56, "0")
+
+
+def use(monkeypatch: pytest.MonkeyPatch, fake: FakeRay) -> None:
+    monkeypatch.setattr(cluster, "ray", fake)
+    monkeypatch.setattr(cluster, "_missing_paths", SimpleNamespace(options=fake.missing))
+
+
+def test_a_node_that_does_not_see_a_local_path_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeRay({}, blind_nodes=("node1",), nodes=2))
+    with pytest.raises(ConfigError, match=f"node1 does not see {tmp_path}, {tmp_path}/out/status.json"):
+        check_shared_paths(make_config(tmp_path))
+
+
+def test_one_node_or_object_storage_needs_no_shared_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeRay({}, blind_nodes=("node0",)))
+    check_shared_paths(make_config(tmp_path))
+    use(monkeypatch, FakeRay({}, blind_nodes=("node1",), nodes=2))
+    check_shared_paths(make_config(tmp_path, input={"uri": "s3://videos"}, output={"uri": "s3://latents"}))
+
+
+def test_gpus_are_shared_among_actors_and_never_overbooked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeRay({"CPU": 16, "GPU": 4, "object_store_memory": 64 << 30}))
+    assert plan_actors(make_config(tmp_path)).actors == 4
+    halves = plan_actors(make_config(tmp_path, cluster={"gpus_per_actor": 0.5, "actors": 99}))
+    assert (halves.actors, halves.num_gpus, halves.device) == (8, 0.5, "cuda")
+
+
+def test_cores_are_shared_among_actors_where_there_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeRay({"CPU": 8, "object_store_memory": 64 << 30}))
+    resources = plan_actors(make_config(tmp_path, cluster={"actors": 3}))
+    assert (resources.actors, resources.threads, resources.device) == (3, 2, "cpu")
+
+
+def test_frames_on_order_stay_under_half_of_the_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeRay({"CPU": 8, "object_store_memory": 4 << 30}))
+    assert plan_actors(make_config(tmp_path, cluster={"actors": 2})).frame_budget_bytes == 1 << 30
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeRay({"CPU": 8, "object_store_memory": 4 << 30}))
+    with pytest.raises(ConfigError, match=r"offer 0 GPUs; set vae\.device: cpu"):
+        plan_actors(make_config(tmp_path, vae={"weights": "w", "device": "cuda"}))
+
+
+def test_a_cluster_without_a_cpu_for_decoding_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeRay({"GPU": 1}))
+    with pytest.raises(ConfigError, match="no CPU"):
+        plan_actors(make_config(tmp_path))
