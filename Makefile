@@ -18,7 +18,7 @@ help:
 demo: $(VENV)/.installed
 	@echo "== demo: encoding the clips in configs/quickstart/clips"
 	@rm -rf demo
-	@$(BIN)/python jobs/encode_dataset.py
+	@$(BIN)/python jobs/encode_dataset.py --config configs/quickstart.yaml --output.uri demo/latents
 	@echo "== demo: reading the dataset back and decoding a latent"
 	@$(BIN)/python jobs/show_dataset.py demo/latents --output demo/decoded.mp4
 	@echo

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# cuDNN's conv3d is trusted below 2^31 elements only; half of it leaves room for its workspace.
+# Of a convolution's input and of its output. cuDNN is trusted below 2^31 only; half leaves room for its workspace.
 MAX_CONV_ELEMENTS = 2**30
 
 
@@ -68,15 +68,37 @@ class CausalConv3d(nn.Module):
 
 
 def convolve(conv: nn.Conv3d, x_BCTHW: Tensor) -> Tensor:
-    """`conv(x)`, a few frames at a time where the whole would exceed what one kernel call can take."""
-    overlap = conv.kernel_size[0] - 1
-    frames = x_BCTHW.shape[2]
-    fit = MAX_CONV_ELEMENTS // max(1, x_BCTHW[:, :, 0].numel())
-    if frames <= fit:
+    """`conv(x)` in as many calls as keep the input and the output of each within MAX_CONV_ELEMENTS.
+
+    The split is over clips, then over frames, then over rows; all give the numbers of one call. `conv` moves
+    one cell at a time, pads no frames, and keeps height and width.
+    """
+    batch, channels, frames, height, width = x_BCTHW.shape
+    past, border = conv.kernel_size[0] - 1, conv.kernel_size[1] // 2
+    largest = max(x_BCTHW.numel(), batch * conv.out_channels * (frames - past) * height * width)
+    if largest <= MAX_CONV_ELEMENTS:
         return conv(x_BCTHW)  # type: ignore[no-any-return]
-    step = max(1, fit - overlap)
-    pieces = [x_BCTHW[:, :, t : t + step + overlap] for t in range(0, frames - overlap, step)]
-    return torch.cat([conv(piece) for piece in pieces], dim=2)
+    if batch > 1:
+        clips = torch.split(x_BCTHW, max(1, MAX_CONV_ELEMENTS * batch // largest))
+        return torch.cat([convolve(conv, some) for some in clips])
+
+    def fit(cells: int, overlap: int) -> int:
+        """How many frames, or rows, of so many cells one call may give, if it reads `overlap` more."""
+        read, given = MAX_CONV_ELEMENTS // (channels * cells), MAX_CONV_ELEMENTS // (conv.out_channels * cells)
+        return max(1, min(read - overlap, given))
+
+    if frames > past + 1:
+        step = fit(height * width, past)
+        chunks = [x_BCTHW[:, :, t : t + step + past] for t in range(0, frames - past, step)]
+        return torch.cat([convolve(conv, chunk) for chunk in chunks], dim=2)
+    strips = []
+    step = fit(frames * width, 2 * border)
+    for row in range(0, height, step):
+        start = max(0, row - border)
+        strip = conv(x_BCTHW[..., start : row + step + border, :])
+        # The rows beside a cut were padded with zeros where the frame goes on: their neighbour has them right.
+        strips.append(strip[..., row - start : row - start + step, :])
+    return torch.cat(strips, dim=3)
 
 
 def resize_nearest(x_BCTHW: Tensor, num_frames: int, height: int, width: int) -> Tensor:
@@ -133,7 +155,12 @@ class Upsample(nn.Module):
 
 
 def convolve_frames(conv: nn.Conv2d, x_BCTHW: Tensor) -> Tensor:
-    """Applies a 2D convolution to every frame."""
-    batch = x_BCTHW.shape[0]
-    y: Tensor = conv(x_BCTHW.transpose(1, 2).flatten(0, 1))
+    """Applies a 2D convolution to every frame, to no more at once than MAX_CONV_ELEMENTS allows.
+
+    `conv` makes frames no larger than they are.
+    """
+    batch, channels, _, height, width = x_BCTHW.shape
+    frames = x_BCTHW.transpose(1, 2).flatten(0, 1)
+    fit = max(1, MAX_CONV_ELEMENTS // (max(channels, conv.out_channels) * height * width))
+    y: Tensor = conv(frames) if len(frames) <= fit else torch.cat([conv(some) for some in torch.split(frames, fit)])
     return torch.unflatten(y, 0, (batch, -1)).transpose(1, 2)

@@ -3,7 +3,6 @@
 Each source answers one question: `fetch(name)` gives a local path of that file, or None where it has none.
 """
 
-import fcntl
 import hashlib
 import os
 import tempfile
@@ -43,7 +42,8 @@ def open_source(
     folder = Path(path if has_scheme else text).expanduser()
     if folder.is_dir():
         return LocalFolder(folder / (subfolder or ""))
-    if has_scheme or isinstance(location, os.PathLike) or text.startswith(("/", ".", "~")):
+    is_path = text.startswith(("/", ".", "~")) or text.count("/") > 1  # a hub id is owner/name
+    if has_scheme or isinstance(location, os.PathLike) or is_path:
         raise FileNotFoundError(f"no folder {folder} (absolute: {folder.absolute()}). Check the path.")
     return HubFolder(text, subfolder, revision, cache, token, local_files_only)
 
@@ -178,6 +178,12 @@ def _download_once(filesystem: Any, remote: str, size: int | None, target: Path)
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError:
+        # Windows: processes may download the same bytes twice, and each puts them in place whole.
+        yield
+        return
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also by a crash
         yield

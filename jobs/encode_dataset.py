@@ -28,6 +28,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level="WARNING", handlers=[LogHandler()])
     for package in ("pipeline", "cogvae"):
         logging.getLogger(package).setLevel(config.run.log_level.upper())
+    logging.getLogger("huggingface_hub").setLevel("ERROR")  # it prints its retries by itself
     try:
         return run_encode(config)
     except (ConfigError, RunRefusedError) as error:

@@ -40,7 +40,7 @@ from pipeline.feed import Decoded, DecodeFeed, DecodeOrder
 from pipeline.inputs import fetch_input
 from pipeline.plan import PlannedClip, ProbedVideo
 from pipeline.plan_store import read_clips
-from pipeline.probing import probe_item
+from pipeline.probing import probe_items
 from pipeline.schedule import Lease
 from pipeline.shard import ShardEncoder
 from pipeline.sources import SourceItem
@@ -66,7 +66,7 @@ def _decoder_process(limits: str) -> DecoderProcess:
 def probe_videos(items: list[SourceItem], limits: DecodeConfig, options: dict[str, Any]) -> list[ProbedVideo]:
     """Probe a few videos, one after the other."""
     decoder = _decoder_process(limits.model_dump_json())
-    return [probe_item(item, decoder, options, tempfile.gettempdir()) for item in items]
+    return probe_items(items, decoder, options, tempfile.gettempdir())
 
 
 @ray.remote(num_cpus=1, max_retries=0)
@@ -178,8 +178,11 @@ class VaeActor:
         spool = Path(self._spool.name) / f"{lease.attempt_id}.parquet"
         try:
             with self._feed.order(read_clips(self._storage, lease.shard)) as order, self._model:
-                self._meter.progress.attempt_at_work = lease.attempt_id
+                progress = self._meter.progress
+                progress.attempt_at_work = lease.attempt_id
+                start, waited_before = time.monotonic(), progress.waited_s
                 summary = self._encode(lease, self._timed(order), spool)
+                progress.busy_s += time.monotonic() - start - (progress.waited_s - waited_before)
             logger.debug(
                 "shard encoded shard_id=%s attempt=%d rows=%d quarantined=%d",
                 lease.shard.shard_id,
@@ -218,15 +221,12 @@ class VaeActor:
         return summary
 
     def _timed(self, order: DecodeOrder) -> Iterator[tuple[PlannedClip, Decoded]]:
-        """Pass the clips on and book the time: waiting for a clip, or working on those before."""
-        progress = self._meter.progress
+        """Pass the clips on and book the time that was waited for each."""
         mark = time.monotonic()
         for item in order:
-            now = time.monotonic()
-            progress.waited_s += now - mark
+            self._meter.progress.waited_s += time.monotonic() - mark
             yield item
             mark = time.monotonic()
-            progress.busy_s += mark - now
 
     def _start_decoding(self, clips: list[Clip]) -> list[ObjectRef]:
         config = self._spec.config

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import secrets
 import signal
 import sys
 import threading
@@ -24,9 +26,6 @@ from pipeline.status import STATUS_PATH
 logger = logging.getLogger(__name__)
 
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[1])
-_LEAST_STORE_BYTES = 256 << 20
-_STORE_SHARE = 0.3
-"""Of the machine's memory, for the object store of a private cluster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +45,7 @@ class ActorResources:
 
 
 @contextlib.contextmanager
-def ray_cluster(config: RunConfig) -> Iterator[None]:
+def ray_cluster() -> Iterator[None]:
     """Join the cluster named by ``RAY_ADDRESS`` (set inside a Ray job), else start one on this machine.
 
     Without an explicit address ``ray.init`` would follow a stale address file of some other cluster.
@@ -60,16 +59,15 @@ def ray_cluster(config: RunConfig) -> Iterator[None]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if not sys.stderr.isatty():
             os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # no escape codes in log files
-        # A private cluster needs no token, and must not leave one in the home folder for others to trip over.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        wanted = max(_LEAST_STORE_BYTES, 4 * (config.cluster.actors or 1) * config.cluster.frame_budget_bytes)
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        # Ray listens on every interface and asks callers for a token. One of this run alone, given here, is not left in
+        # the home folder for later clusters to trip over, as one that Ray makes would be.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        logging.getLogger("ray._private.authentication").setLevel("ERROR")  # it warns that all is as it should be
         ray.init(
             address="local",
             include_dashboard=False,
             logging_level="warning",
             log_to_driver=True,
-            object_store_memory=min(wanted, int(memory * _STORE_SHARE)),
             runtime_env=runtime_env,
         )
     else:
@@ -92,11 +90,11 @@ class ClusterSession(contextlib.ExitStack):
         self._joined = False
 
     def join(self) -> None:
-        """Have a cluster, and heed signals, from now on."""
+        """Have a cluster from now on."""
         if not self._joined:
             self._joined = True
-            self.enter_context(ray_cluster(self._config))
-            self.enter_context(stop_on_signals(self._stop))
+            self.enter_context(ray_cluster())
+            self.enter_context(stop_on_signals(self._stop))  # once more: ray.init puts its own handlers in place
             check_shared_paths(self._config)
 
 
@@ -104,8 +102,7 @@ class ClusterSession(contextlib.ExitStack):
 def stop_on_signals(stop: threading.Event) -> Iterator[None]:
     """SIGINT and SIGTERM ask the run to stop; a second one ends it at once.
 
-    Installed after ``ray.init``, which replaces the handlers. The handler only sets a flag: an exception
-    raised in it would be swallowed inside ``ray.get``.
+    The handler only sets a flag: an exception raised in it would be swallowed inside ``ray.get``.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -113,6 +110,7 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
+            os.write(2, b"stopping at once; the same command resumes\n")
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         stop.set()
@@ -156,7 +154,10 @@ def _local_paths(config: RunConfig) -> Iterator[str]:
     """What the run reads and writes on disk; of the output a file that the driver has just written."""
     for uri in (config.input.uri, f"{config.output.uri}/{STATUS_PATH}", config.vae.weights):
         if "://" not in uri or uri.startswith("file://"):
-            yield os.path.abspath(uri.removeprefix("file://"))
+            pattern = os.path.expanduser(uri.removeprefix("file://"))
+            wildcard = re.search(r"[*?\[]", pattern)
+            folder = pattern[: wildcard.start()].rpartition("/")[0] if wildcard and not os.path.exists(pattern) else pattern
+            yield os.path.abspath(folder)
 
 
 def plan_actors(config: RunConfig) -> ActorResources:
@@ -175,7 +176,9 @@ def plan_actors(config: RunConfig) -> ActorResources:
         threads = config.cluster.threads_per_actor or max(1, cpus // actors)
         return ActorResources(actors=actors, num_gpus=0, threads=threads, frame_budget_bytes=_frame_budget(config, actors))
     share = config.cluster.gpus_per_actor
-    slots = int(gpus / share)
+    per_gpu = int(1 / share + 1e-9)
+    # An actor has its share of one GPU: what is left over of two does not make a third.
+    slots = sum(int(node["Resources"].get("GPU", 0)) * per_gpu for node in ray.nodes() if node["Alive"])
     if slots < 1:
         raise ConfigError(f"vae.device is cuda, but the cluster's nodes offer {gpus:g} GPUs; set vae.device: cpu")
     actors = min(config.cluster.actors or slots, slots)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_settings import CliApp
 
 from pipeline.config import RunConfig
@@ -75,8 +77,10 @@ def parse_command_line(arguments: list[str], quick_start: Path | None = None) ->
         _exit_with_usage(str(error))
     if wants_help:
         print(_HELP)
+    arguments = [_long_form(argument) for argument in arguments]
+    _check_options(arguments)
     try:
-        return CliApp.run(RunConfig, cli_args=[_long_form(argument) for argument in arguments], **values)
+        return CliApp.run(RunConfig, cli_args=arguments, **values)
     except ValidationError as error:
         _exit_with_usage("\n".join(_describe(problem) for problem in error.errors()))
 
@@ -102,10 +106,27 @@ def _long_form(argument: str) -> str:
     return SHORT_FORMS.get(name, name) + equals + value
 
 
+def _check_options(arguments: list[str]) -> None:
+    """Name an unknown option and its nearest neighbour, rather than print the usage of all of them."""
+    settings = [f"{section}.{name}" for section, field in RunConfig.model_fields.items() for name in _fields(field.annotation)]
+    known = {"-h", "--help", *SHORT_FORMS, *(f"--{name}" for name in (*settings, *RunConfig.model_fields))}
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and name not in known and f"--{name.removeprefix('--no-')}" not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            _exit_with_usage(f"{name}: no such setting" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+
+
+def _fields(section: Any) -> Iterable[str]:
+    return cast(type[BaseModel], section).model_fields
+
+
 def _describe(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{_required_setting(problem['loc'])}: needs a value, in the file or on the command line"
     where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: no such setting"
     message = problem["msg"].removeprefix("Value error, ")
     given = "" if problem["type"] == "value_error" else f" (given: {problem['input']!r})"
     return f"{where}: {message}{given}" if where else message

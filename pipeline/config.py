@@ -6,15 +6,18 @@ under a field is what ``--help`` prints.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline.types import Bucket
 
 StorageOptions = dict[str, Any]
-SECRET_OPTIONS = ("key", "secret", "token", "password", "connection_string", "credential", "sas")
+SECRET_OPTIONS = ("key", "secret", "token", "pass", "pwd", "connection_string", "credential", "sas", "auth", "cookie")
+REDACTED = "***"
+_USERINFO = re.compile(r"//[^/@\s]+@")
 
 
 def _bucket_key(value: str) -> str:
@@ -23,6 +26,11 @@ def _bucket_key(value: str) -> str:
 
 def _extension(value: str) -> str:
     return "." + value.lower().removeprefix(".")
+
+
+def _split_keys(value: Any) -> Any:
+    """One key, or several with commas between them, may stand without brackets."""
+    return value.split(",") if isinstance(value, str) else value
 
 
 BucketKey = Annotated[str, AfterValidator(_bucket_key)]
@@ -97,7 +105,7 @@ class VaeConfig(Section):
 class ClipConfig(Section):
     """How a video becomes clips of fixed shape."""
 
-    buckets: tuple[BucketKey, ...] = Field(default=("49x480x720@8",), min_length=1)
+    buckets: Annotated[tuple[BucketKey, ...], BeforeValidator(_split_keys), Field(min_length=1)] = ("49x480x720@8",)
     """Shapes FRAMESxHEIGHTxWIDTH@FPS. A clip takes the nearest aspect ratio that it is long enough for."""
     windows: Literal["first", "all"] = "first"
     """first: one clip a video. all: as many non-overlapping clips as the video holds."""
@@ -221,20 +229,27 @@ class RunConfig(BaseSettings):
     def stored_dtype(self) -> str:
         return self.output.dtype or self.vae.dtype
 
+    def plan_settings(self) -> dict[str, Any]:
+        """The settings that decide what is planned, as JSON holds them."""
+        sections = {"input": self.input.model_dump(mode="json"), "clip": self.clip.model_dump(mode="json")}
+        del sections["input"]["storage_options"]
+        return {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
+
     def to_public_dict(self) -> dict[str, Any]:
         """The settings as YAML holds them, with secrets in storage options replaced."""
         values = self.model_dump(mode="json")
         for section in ("input", "output", "vae"):
-            options = values[section]["storage_options"]
-            values[section]["storage_options"] = redact(options)
+            values[section] = {name: redact(value) for name, value in values[section].items()}
         return values
 
 
-def redact(options: Any) -> Any:
-    """Replace what looks like a secret in nested options by ``***``."""
-    if isinstance(options, dict):
+def redact(value: Any) -> Any:
+    """Replace what looks like a secret by ``***``: options by their name, and ``user:password@`` in addresses."""
+    if isinstance(value, dict):
         return {
-            name: "***" if any(word in name.lower() for word in SECRET_OPTIONS) else redact(value)
-            for name, value in options.items()
+            name: REDACTED if any(word in name.lower() for word in SECRET_OPTIONS) else redact(option)
+            for name, option in value.items()
         }
-    return [redact(value) for value in options] if isinstance(options, list) else options
+    if isinstance(value, str):
+        return _USERINFO.sub(f"//{REDACTED}@", value)
+    return [redact(item) for item in value] if isinstance(value, list) else value

@@ -20,21 +20,22 @@ from ray import ObjectRef
 
 from pipeline.account import Account, ExitCode
 from pipeline.actors import ActorSpec, probe_videos
-from pipeline.cluster import ClusterSession, plan_actors
+from pipeline.admission import check_output, check_recipe, check_settings
+from pipeline.cluster import ClusterSession, plan_actors, stop_on_signals
 from pipeline.config import RunConfig
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.publish import DatasetInfo, publish_dataset
 from pipeline.dataset.schema import build_schema
 from pipeline.dataset.writer import DATA_FOLDER, read_summary, shard_path
 from pipeline.engine import Engine, ModelInfo, describe_model, load_engine
-from pipeline.errors import ConfigError, RunRefusedError, StoppedError, TransientError
+from pipeline.errors import ConfigError, StoppedError, TransientError
 from pipeline.plan import ProbedVideo
 from pipeline.plan_store import Generation, ShardRef, read_generations, read_rejections, read_shards
 from pipeline.planning import Batch, Planner
 from pipeline.pool import ActorPool, Committed, Failed
 from pipeline.progress import ProgressReport
 from pipeline.recipe import Recipe
-from pipeline.report import write_report
+from pipeline.report import REPORT_PATH, write_report
 from pipeline.schedule import Schedule
 from pipeline.status import RunStatus, refuse_second_run
 from pipeline.storage import Storage
@@ -64,11 +65,14 @@ def run_encode(config: RunConfig, make_engine: Callable[..., Engine] = load_engi
     model = describe_model(config.vae)
     recipe = Recipe.from_config(config, model.fingerprint)
     generations = read_generations(storage)
-    _check_recipe(storage, generations, recipe)
+    check_output(storage, generations)
+    check_recipe(storage, generations, recipe)
+    check_settings(storage, generations, config)
     refuse_second_run(storage, takeover=config.run.takeover)
     account = Account()
     stop = threading.Event()
-    with RunStatus(storage, account.as_dict, stop) as status:
+    insist = 2 if config.run.takeover else 0
+    with stop_on_signals(stop), RunStatus(storage, account.as_dict, stop, beats_to_insist=insist) as status:
         try:
             storage.put("run.yaml", yaml.safe_dump(config.to_public_dict(), sort_keys=False).encode())
             run = EncodeRun(config, storage, model, recipe, status, account, make_engine, stop)
@@ -82,21 +86,12 @@ def run_encode(config: RunConfig, make_engine: Callable[..., Engine] = load_engi
             raise
         state = "stopped" if code == ExitCode.STOPPED else "complete" if account.pending == 0 else "failed"
         status.finish(state, code, account.summary())
+    if code == ExitCode.STOPPED:
+        logger.info("stopped before the end; the same command resumes")
+    if code == ExitCode.COMPLETE and not account.written:
+        logger.warning("not one clip was written; %s/quarantine.parquet says why", storage.uri)
     logger.info("run ended exit_code=%d output=%s: %s", code, storage.uri, account.summary())
     return code
-
-
-def _check_recipe(storage: Storage, generations: list[Generation], recipe: Recipe) -> None:
-    for generation in generations:
-        if generation.recipe_fingerprint != recipe.fingerprint:
-            raise RunRefusedError(
-                f"{storage.uri} was begun with recipe {generation.recipe_fingerprint}, this run has {recipe.fingerprint} "
-                f"({recipe.differences(generation.recipe)}). Latents of two recipes do not mix: choose another output.uri"
-            )
-    if not generations and read_manifest(storage) is not None:
-        raise RunRefusedError(
-            f"{storage.uri} holds a finished dataset without a plan, such as a merged one; choose another output.uri"
-        )
 
 
 @dataclass(slots=True)
@@ -113,6 +108,8 @@ class EncodeRun:
     stop: threading.Event
     committed: dict[str, tuple[str, ShardSummary]] = field(default_factory=dict)
     """Shard id to path and account."""
+    unexpected: int = 0
+    """Clips quarantined as such by this run; those of earlier ones are no reason to stop, the code may be mended."""
 
     def execute(self, generations: list[Generation]) -> ExitCode:
         run = self.config.run
@@ -131,10 +128,12 @@ class EncodeRun:
         self.status.state = "planning"
         probed = 0
 
-        def on_probed(count: int) -> None:
+        def on_probed(videos: list[ProbedVideo], total: int) -> None:
             nonlocal probed
-            probed += count
-            progress.probed(probed)
+            probed += len(videos)
+            progress.probed(probed, total)
+            for error in (video.error for video in videos if video.error is not None):
+                logger.warning("quarantined stage=%s reason=%s detail=%s", error.stage, error.reason, error.detail)
 
         planner = Planner(
             config=self.config,
@@ -230,6 +229,7 @@ class EncodeRun:
         lease = event.lease
         if isinstance(event, Committed):
             schedule.committed(lease)
+            self.unexpected += sum(rejection.reason == "unexpected" for rejection in event.summary.rejections)
             self._add(lease.shard, event.summary)
             return
         schedule.failed(lease, event.error, charged=event.charged)
@@ -248,7 +248,7 @@ class EncodeRun:
             self.stop.is_set()
             or schedule.is_hopeless
             or self.account.is_over(self.config.run.max_quarantined)
-            or self.account.reasons["unexpected"] > MAX_UNEXPECTED
+            or self.unexpected > MAX_UNEXPECTED
         )
 
     def _conclude(self, generations: list[Generation], failures: dict[str, str]) -> ExitCode:
@@ -260,15 +260,18 @@ class EncodeRun:
             logger.error("shard given up shard_id=%s error=%s", shard_id, error)
         if self.account.is_over(self.config.run.max_quarantined):
             return ExitCode.OVER_MAX_QUARANTINED
-        if self.account.reasons["unexpected"] > MAX_UNEXPECTED or failures:
+        if self.unexpected > MAX_UNEXPECTED or failures:
             return ExitCode.FAILED
         return ExitCode.COMPLETE if self.account.pending == 0 else ExitCode.STOPPED
 
     def _is_published(self) -> bool:
         """Whether the manifest already speaks of all that is committed, as after running a finished job again."""
         manifest = read_manifest(self.storage)
-        found = None if manifest is None else (manifest.num_shards, manifest.num_samples, manifest.num_quarantined)
-        return found == (len(self.committed), self.account.written, self.account.quarantined)
+        if manifest is None or not self.storage.exists(REPORT_PATH):
+            return False
+        found = (manifest.num_shards, manifest.num_samples, manifest.num_quarantined, manifest.num_filtered)
+        account = self.account
+        return found == (len(self.committed), account.written, account.quarantined, account.filtered)
 
     def _publish(self, generations: list[Generation]) -> None:
         shards = [self.committed[shard.shard_id] for g in generations for shard in read_shards(self.storage, g)]

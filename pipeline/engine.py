@@ -125,6 +125,11 @@ def load_engine(config: RunConfig, fingerprint: str | None, device: str, threads
     return VaeEngine(vae, config.output, config.stored_dtype)
 
 
+def best_device() -> str:
+    """``cuda`` where this machine has it."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 class VaeEngine:
     """``cogvae``'s model with the pipeline's pixel and storage conventions. Implements ``Engine``."""
 
@@ -137,11 +142,11 @@ class VaeEngine:
     def encode(self, clips: Sequence[Frames]) -> list[EncodedClip | TerminalError]:
         """As ``Engine.encode``. ``clips``: uint8 RGB, each ``[T, H, W, 3]``."""
         frames = np.stack(clips)
-        moments = self._moments(frames)
+        moments = self._stored_moments(frames)
         finite = moments.isfinite().flatten(1).all(1)
         encoded = [self._encoded(clip_moments) for clip_moments in moments.cpu()]
         if self._output.first_frame:
-            first = self._moments(frames[:, :1])
+            first = self._stored_moments(frames[:, :1])
             finite &= first.isfinite().flatten(1).all(1)
             encoded = [
                 self._with_first_frame(clip, clip_moments, clip_frames[0])
@@ -150,7 +155,8 @@ class VaeEngine:
         problem = TerminalError(
             "encode",
             "not_finite",
-            f"the latent has NaN or Inf in {self._vae.dtype}; use vae.dtype: float32, or bfloat16 instead of float16",
+            f"the latent has NaN or Inf, computed in {self._vae.dtype} and stored in {self._stored_dtype}; "
+            "use float32, or bfloat16 instead of float16",
         )
         return [clip if ok else problem for clip, ok in zip(encoded, finite.tolist(), strict=True)]
 
@@ -173,12 +179,12 @@ class VaeEngine:
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, torch.OutOfMemoryError)
 
-    def _moments(self, frames: Frames) -> torch.Tensor:
-        """Posterior parameters ``[B, 2C, F, h, w]`` of frames ``[B, T, H, W, 3]``."""
+    def _stored_moments(self, frames: Frames) -> torch.Tensor:
+        """Posterior parameters ``[B, 2C, F, h, w]`` of frames ``[B, T, H, W, 3]``, in the stored dtype."""
         pixels = torch.from_numpy(frames).to(self._vae.device).permute(0, 4, 1, 2, 3)
         x = pixels.to(torch.float32).div_(127.5).sub_(1).to(self._vae.dtype)
         posterior = self._vae.encode(x, return_dict=False)[0]
-        return posterior.parameters
+        return posterior.parameters.to(getattr(torch, self._stored_dtype))
 
     def _encoded(self, moments: torch.Tensor) -> EncodedClip:
         mean, logvar = moments.chunk(2)
@@ -196,6 +202,5 @@ class VaeEngine:
         )
 
     def _tensor(self, tensor: torch.Tensor) -> TensorBytes:
-        stored = tensor.to(getattr(torch, self._stored_dtype)).contiguous()
-        data = stored.view(torch.uint8).numpy().data.cast("B")
-        return TensorBytes(data=data, shape=tuple(stored.shape), dtype=self._stored_dtype)
+        data = tensor.contiguous().view(torch.uint8).numpy().data.cast("B")
+        return TensorBytes(data=data, shape=tuple(tensor.shape), dtype=self._stored_dtype)

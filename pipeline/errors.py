@@ -13,6 +13,8 @@ Every class keeps its constructor arguments in ``args``, so that it survives pic
 
 from __future__ import annotations
 
+import traceback
+
 
 class PipelineError(Exception):
     """Base of every error that the pipeline raises on purpose."""
@@ -48,6 +50,12 @@ class TerminalError(PipelineError):
         self.stage = stage
         self.reason = reason
         self.detail = detail
+
+    @classmethod
+    def unexpected(cls, stage: str, error: BaseException) -> TerminalError:
+        """Blames a clip for an error that nobody foresaw; keeps the end of its traceback."""
+        trace = "".join(traceback.format_exception(error)[-4:])
+        return cls(stage, "unexpected", f"{type(error).__name__}: {error}\n{trace}")
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.reason}: {self.detail}"

@@ -49,7 +49,8 @@ class DecodeFeed:
 
     Args:
         start: begins decoding a job's clips and returns a handle for each.
-        fetch: waits for a handle's result. Raises: TransientError: the result is lost, the job may be tried again.
+        fetch: waits for a handle's result. What it raises is tried again; if it is no ``TransientError``, the clip
+            is to blame in the end.
         budget_bytes: of decoded frames held or under way. What the caller keeps of a delivery is beyond it.
     """
 
@@ -125,9 +126,11 @@ class DecodeOrder:
             assert job.results is not None
             try:
                 return self._feed.fetch(job.results[position])
-            except TransientError as error:
+            except Exception as error:
                 if attempt == DECODE_ATTEMPTS:
-                    raise
+                    if isinstance(error, TransientError):
+                        raise
+                    return TerminalError.unexpected("decode", error)
                 uri = job.clips[position].clip.uri
                 logger.warning("decode retry uri=%s attempt=%d error=%s", uri, attempt, error)
                 job.results = self._feed.start(job.targets)

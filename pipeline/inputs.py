@@ -20,6 +20,8 @@ from pipeline.errors import ConfigError, PipelineError, TerminalError
 from pipeline.storage import StoredObject, is_transient, object_version, open_filesystem, retry
 
 _WILDCARD = re.compile(r"[*?\[]")
+# What a local disk says of one file, where every other OSError may pass: a symlink loop, a device that is not there.
+_OF_THE_FILE = (errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP, errno.EOVERFLOW)
 
 
 def list_inputs(uri: str, options: dict[str, Any] | None = None, *, recursive: bool = True) -> Iterator[StoredObject]:
@@ -65,6 +67,8 @@ def stat_input(uri: str, options: dict[str, Any] | None = None) -> StoredObject:
         info = retry(f"stat {uri}", lambda: fs.info(path), local=local)
         if info["type"] == "directory":
             raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file")
+        if local and info["type"] != "file":  # opening a pipe would wait for its writer for ever
+            raise TerminalError("fetch", "unreadable", f"{uri}: is no regular file")
     return StoredObject(path if local else fs.unstrip_protocol(path), int(info["size"]), object_version(info))
 
 
@@ -72,7 +76,10 @@ def read_input(uri: str, options: dict[str, Any] | None = None) -> bytes:
     """All bytes of one small file, such as a caption. Raises: TerminalError: as ``stat_input``."""
     with _as_terminal(uri):
         fs, path = open_filesystem(uri, options)
-        return cast(bytes, retry(f"read {uri}", lambda: fs.cat_file(path), local=isinstance(fs, LocalFileSystem)))
+        local = isinstance(fs, LocalFileSystem)
+        if local:
+            stat_input(uri, options)
+        return cast(bytes, retry(f"read {uri}", lambda: fs.cat_file(path), local=local))
 
 
 @contextlib.contextmanager
@@ -111,7 +118,8 @@ def _as_terminal(uri: str) -> Iterator[None]:
     except PermissionError as error:
         raise TerminalError("fetch", "not_permitted", f"{uri}: may not be read: {error}") from error
     except Exception as error:
-        if is_transient(error) or (isinstance(error, PipelineError) and not isinstance(error, ConfigError)):
+        may_pass = is_transient(error) and getattr(error, "errno", None) not in _OF_THE_FILE
+        if may_pass or (isinstance(error, PipelineError) and not isinstance(error, ConfigError)):
             raise
         raise TerminalError("fetch", "unreadable", f"{uri}: cannot be read: {type(error).__name__}: {error}") from error
 

@@ -100,12 +100,12 @@ def _refusal(
         frames = available_frames(info.duration_s, shortest)
         return "too_short", (
             f"{uri}: {info.duration_s:.2f} s hold {frames} frames at {shortest.fps:g} fps, the shortest bucket "
-            f"{shortest.key} needs {shortest.num_frames}. Add a shorter bucket or set clip.short: repeat_last"
+            f"{shortest.key} needs {shortest.num_frames}. A new dataset may have a shorter bucket, or clip.short: repeat_last"
         )
     if info.fps < config.min_fps_share * bucket.fps:
         return "fps_too_low", (
             f"{uri}: {info.fps:.3g} fps, below {config.min_fps_share:g} of the bucket's {bucket.fps:g}: frames would "
-            "repeat. Lower clip.min_fps_share to take it all the same"
+            "repeat. A new dataset may have a lower clip.min_fps_share"
         )
     factor = upscale_factor(cover_crop(info.width, info.height, bucket), bucket)
     if config.max_upscale is not None and factor > config.max_upscale:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,8 @@ from pipeline.plan import PlannedClip, PlannedShard
 from pipeline.recipe import Recipe, digest
 from pipeline.storage import Storage
 from pipeline.types import Bucket, Clip, Crop, Rejection
+
+logger = logging.getLogger(__name__)
 
 SHARDS_PER_FILE = 512
 FORMAT_VERSION = 1
@@ -95,6 +98,8 @@ class Generation:
     number: int
     recipe: dict[str, object]
     recipe_fingerprint: str
+    settings: dict[str, object]
+    """What decided which clips are planned, as ``RunConfig.plan_settings`` gives it."""
     columns: pa.Schema
     """Types of the columns that pass through."""
     num_clips: int
@@ -117,6 +122,7 @@ def publish_generation(
     rejections: list[Rejection],
     *,
     recipe: Recipe,
+    settings: dict[str, object],
     columns: pa.Schema,
 ) -> Generation:
     """Write generation ``number``, or adopt the one that another driver has published meanwhile."""
@@ -138,6 +144,7 @@ def publish_generation(
         "generation": number,
         "recipe": asdict(recipe),
         "recipe_fingerprint": recipe.fingerprint,
+        "settings": settings,
         "columns": base64.b64encode(columns.serialize().to_pybytes()).decode(),
         "column_types": {column.name: str(column.type) for column in columns},
         "num_clips": sum(len(shard.clips) for shard in shards),
@@ -164,6 +171,7 @@ def _read_generation(storage: Storage, path: str) -> Generation:
         number=index["generation"],
         recipe=index["recipe"],
         recipe_fingerprint=index["recipe_fingerprint"],
+        settings=index["settings"],
         columns=pa.ipc.read_schema(pa.py_buffer(base64.b64decode(index["columns"]))),
         num_clips=index["num_clips"],
         num_shards=index["num_shards"],
@@ -217,19 +225,18 @@ def column_schema(values: list[dict[str, Any]], declared: pa.Schema | None, fixe
     Raises:
         ConfigError: the input brings columns or types that the dataset does not have.
     """
-    found = _infer(values) if declared is None else pa.schema([_as_text_if_null(column) for column in declared])
     if fixed is None:
-        return found
-    for column in found:
-        if column.name not in fixed.names:
+        return _infer(values) if declared is None else pa.schema([_as_text_if_null(column) for column in declared])
+    for name in _names(values) if declared is None else declared.names:
+        if name not in fixed.names:
             raise ConfigError(
-                f"column {column.name!r} is not in this dataset (its columns: {', '.join(fixed.names) or 'none'}); "
+                f"column {name!r} is not in this dataset (its columns: {', '.join(fixed.names) or 'none'}); "
                 "leave it out of the input, or start a new dataset"
             )
-        if declared is None or pa.types.is_null(declared.field(column.name).type):
+        if declared is None or pa.types.is_null(declared.field(name).type):
             continue
-        if fixed.field(column.name).type != column.type:
-            raise ConfigError(f"column {column.name!r} is {column.type} here and {fixed.field(column.name).type} in this dataset")
+        if fixed.field(name).type != declared.field(name).type:
+            raise ConfigError(f"column {name!r} is {declared.field(name).type} here and {fixed.field(name).type} in this dataset")
     return fixed
 
 
@@ -238,13 +245,19 @@ def _as_text_if_null(column: pa.Field) -> pa.Field:
     return column.with_type(pa.string()) if pa.types.is_null(column.type) else column
 
 
-def _infer(values: list[dict[str, Any]]) -> pa.Schema:
+def _names(values: list[dict[str, Any]]) -> list[str]:
     names = dict.fromkeys(name for columns in values for name in columns)
     names.setdefault("caption", None)  # always there, so that captions can be appended later
+    return list(names)
+
+
+def _infer(values: list[dict[str, Any]]) -> pa.Schema:
     fields = []
-    for name in names:
-        kinds = {type(columns[name]) for columns in values if columns.get(name) is not None}
-        fields.append(pa.field(name, _SCALARS.get(frozenset(kinds), pa.string())))
+    for name in _names(values):
+        kinds = frozenset(type(columns[name]) for columns in values if columns.get(name) is not None)
+        if len(kinds) > 1 and kinds not in _SCALARS:
+            logger.warning("column %s holds %s: stored as text", name, " and ".join(sorted(kind.__name__ for kind in kinds)))
+        fields.append(pa.field(name, _SCALARS.get(kinds, pa.string())))
     return pa.schema(fields)
 
 
@@ -258,6 +271,8 @@ _SCALARS = {
 
 def _cast(value: Any, kind: pa.DataType) -> Any:
     """A value as its column holds it: what is no text becomes JSON text in a text column."""
+    if pa.types.is_floating(kind) and type(value) is int:
+        return float(value)  # Arrow refuses those that a float cannot hold exactly
     if value is None or not pa.types.is_string(kind) or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False, default=str)
@@ -272,18 +287,23 @@ def _clips_file(shards: list[PlannedShard], columns: pa.Schema) -> bytes:
         for shard in shards:
             rows = [_clip_row(planned, columns) for planned in shard.clips]
             for column in columns:
-                _check_values(column, [row["columns"][column.name] for row in rows])
+                _check_values(column, rows)
             table = pa.Table.from_pylist(rows, schema=schema)
             writer.write_table(table, row_group_size=max(1, len(rows)))
     return sink.getvalue()
 
 
-def _check_values(column: pa.Field, values: list[Any]) -> None:
-    """Raises: ConfigError: the values are not what earlier generations have under this name."""
+def _check_values(column: pa.Field, rows: list[dict[str, Any]]) -> None:
+    """Raises: ConfigError: a value that the column cannot hold, as earlier generations or the other videos fixed it."""
     try:
-        pa.array(values, column.type)
-    except (pa.ArrowException, OverflowError) as error:
-        raise ConfigError(f"column {column.name!r} is {column.type} in this dataset, but has another value: {error}") from error
+        pa.array([row["columns"][column.name] for row in rows], column.type)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        if len(rows) > 1:
+            for row in rows:
+                _check_values(column, [row])
+        raise ConfigError(
+            f"column {column.name!r} is {column.type} in this dataset, but has another value for {rows[0]['uri']}: {error}"
+        ) from error
 
 
 def _clip_row(planned: PlannedClip, columns: pa.Schema) -> dict[str, Any]:

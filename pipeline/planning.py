@@ -1,16 +1,17 @@
 """Making one generation of the plan: list, probe, cut into clips, group into shards, publish.
 
-Probing runs on the cluster and is resumable: each batch's findings are kept under the generation until it
-is published. No Ray here: how batches are probed is given.
+Probing runs on the cluster and is resumable: each batch's findings are kept under the generation, and stay
+there when it is published. No Ray here: how batches are probed is given.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 
 import pyarrow as pa
 
@@ -42,8 +43,8 @@ class Planner:
     model: ModelInfo
     recipe: Recipe
     probe: ProbeBatches
-    on_probed: Callable[[int], None]
-    """Told how many videos have been looked at since the last call."""
+    on_probed: Callable[[list[ProbedVideo], int], None]
+    """Told what was found since the last call, and how many videos there are to look at."""
 
     def add_generation(self, earlier: list[Generation]) -> Generation | None:
         """List the input and publish what is new in it; None if nothing is.
@@ -87,23 +88,42 @@ class Planner:
             clip_bytes=lambda bucket: self.model.clip_bytes(bucket, output, self.config.stored_dtype),
             shard_bytes=output.shard_bytes,
         )
-        return publish_generation(self.storage, number, shards, rejections, recipe=self.recipe, columns=columns)
+        return publish_generation(
+            self.storage, number, shards, rejections, recipe=self.recipe, settings=self.config.plan_settings(), columns=columns
+        )
 
     def _probe_all(self, number: int, items: list[SourceItem]) -> Iterator[ProbedVideo]:
         """Findings in listing order: those of an interrupted run from storage, the rest from the cluster."""
-        batches = [items[first : first + PROBE_BATCH] for first in range(0, len(items), PROBE_BATCH)]
+        batches = _split(items)
         folder = f"plan/{number:05d}/probed"
         paths = [f"{folder}/{_batch_key(batch)}.json" for batch in batches]
         stored = {found.uri for found in self.storage.list(folder, ".json")}
-        todo = [position for position, path in enumerate(paths) if path not in stored]
+        findings = [self._read_kept(path) if path in stored else None for path in paths]
+        todo = [position for position, videos in enumerate(findings) if videos is None]
         # What the input says about a video stays here; probing needs its address only.
         lean = [[replace(item, columns={}) for item in batches[position]] for position in todo]
         for which, videos in self.probe(lean):
-            self.storage.put(paths[todo[which]], _dump(videos))
-            self.on_probed(len(videos))
-        for path, batch in zip(paths, batches, strict=True):
-            for item, video in zip(batch, _load(self.storage.read(path)), strict=True):
+            position = todo[which]
+            findings[position] = videos
+            if all(item.version for item in batches[position]):  # else nothing tells whether they still hold later
+                self.storage.put(paths[position], _dump(videos))
+            self.on_probed(videos, sum(map(len, lean)))
+        for batch, found in zip(batches, findings, strict=True):
+            assert found is not None, "probing left a batch out"
+            for item, video in zip(batch, found, strict=True):
                 yield replace(video, columns={**item.columns, **video.columns})
+
+    def _read_kept(self, path: str) -> list[ProbedVideo] | None:
+        """Stored findings; None if there is an error among them, which may have been mended since."""
+        videos = list(_load(self.storage.read(path)))
+        return None if any(video.error for video in videos) else videos
+
+
+def _split(items: list[SourceItem]) -> list[Batch]:
+    """Batches of one size, give or take one: a video that fails alone in its batch looks like an outage."""
+    count = math.ceil(len(items) / PROBE_BATCH)
+    ends = [math.ceil(len(items) * index / count) for index in range(count + 1)]
+    return [items[first:end] for first, end in pairwise(ends)]
 
 
 def _is_known(item: SourceItem, known: set[str]) -> bool:
@@ -112,7 +132,7 @@ def _is_known(item: SourceItem, known: set[str]) -> bool:
 
 
 def _batch_key(batch: Batch) -> str:
-    return digest(*((item.uri, item.size_bytes, item.version, item.sidecars) for item in batch))
+    return digest(*((item.uri, item.size_bytes, item.version, item.sidecars, item.sidecar_versions) for item in batch))
 
 
 def _dump(videos: list[ProbedVideo]) -> bytes:

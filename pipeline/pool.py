@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 MAX_START_FAILURES = 3
 """Actors that may die while loading the model, one after another, before the run gives up."""
+ANSWER_DEADLINE_S = 120.0
+"""An actor that does not say how far it is for so long is hung. It answers beside its work, in milliseconds."""
 _ACTOR_LOST = (RayActorError, OutOfMemoryError, NodeDiedError)
 
 
@@ -63,6 +66,7 @@ class _Slot:
     starting: ObjectRef | None
     leases: dict[ObjectRef, Lease] = field(default_factory=dict)
     asking: ObjectRef | None = None
+    asked_at: float = 0.0
     progress: Progress = field(default_factory=Progress)
 
 
@@ -110,13 +114,16 @@ class ActorPool:
             for ref in [ref for ref in self._refs(slot) if ref in done]:
                 if slot in self._slots:  # else lost meanwhile, with all its leases
                     events += self._finish(slot, ref)
+        for slot in list(self._slots):
+            if slot.asking is not None and time.monotonic() - slot.asked_at > ANSWER_DEADLINE_S:
+                events += self._lose(slot, TimeoutError(f"no answer for {ANSWER_DEADLINE_S:.0f} s"))
         return events
 
     def ask_progress(self) -> None:
         """Ask every actor how far it is; answers come in with ``poll``."""
         for slot in self._slots:
             if slot.starting is None and slot.asking is None:
-                slot.asking = slot.handle.progress.remote()
+                slot.asking, slot.asked_at = slot.handle.progress.remote(), time.monotonic()
 
     def progress(self) -> Progress:
         """Totals over all actors, the lost ones included."""
@@ -172,6 +179,8 @@ class ActorPool:
 
     def _fail(self, slot: _Slot, ref: ObjectRef, error: RayError) -> list[Event]:
         """A call raised, the actor lives."""
+        if ref == slot.starting:
+            return self._lose(slot, error)
         if ref == slot.asking:
             slot.asking = None
             return []

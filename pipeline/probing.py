@@ -3,20 +3,75 @@
 from __future__ import annotations
 
 import json
+import logging
+import time
 from typing import Any, Protocol
 
-from pipeline.errors import TerminalError
+from pipeline.errors import TerminalError, TransientError
 from pipeline.inputs import fetch_input, read_input
 from pipeline.plan import ProbedVideo
 from pipeline.sources import SourceItem
-from pipeline.storage import StoredObject
+from pipeline.storage import StoredObject, is_transient
 from pipeline.types import VideoInfo
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 3
+_PAUSE_S = 1.0
+# No answer for so many videos and so long: the rest is not even asked, as each may take minutes to fail.
+_OUTAGE_ITEMS = 5
+_OUTAGE_S = 60.0
 
 
 class Prober(Protocol):
     """The part of ``DecoderProcess`` that probing needs."""
 
     def probe(self, path: str, name: str) -> VideoInfo: ...
+
+
+def probe_items(items: list[SourceItem], prober: Prober, options: dict[str, Any], spool: str) -> list[ProbedVideo]:
+    """Look at a few videos, one after the other; whatever happens to one of them is a finding about that one.
+
+    Raises:
+        TransientError: none of them is reached, or none any more: storage is down, and no video is to blame.
+        Exception: none of several can be looked at: the code or this machine is broken.
+    """
+    videos: dict[int, ProbedVideo] = {}
+    failed: dict[int, Exception] = {}
+    answered: SourceItem | None = None
+    started = time.monotonic()
+    for attempt in range(_TRIES):
+        if attempt:
+            time.sleep(_PAUSE_S)
+        for position, item in enumerate(items):
+            if position in videos:
+                continue
+            try:
+                videos[position] = probe_item(item, prober, options, spool)
+            except Exception as error:
+                logger.warning("probing failed uri=%s attempt=%d error=%s", item.uri, attempt + 1, error)
+                failed[position] = error
+                if answered is None and len(failed) >= _OUTAGE_ITEMS and time.monotonic() - started > _OUTAGE_S:
+                    raise
+            else:
+                failed.pop(position, None)
+                answered = answered or (item if item.problem is None else None)
+        if not failed:
+            break
+        first = next(iter(failed.values()))
+        if answered is None and (isinstance(first, TransientError) or len(failed) > 1):
+            raise first
+    if answered and any(isinstance(failure, TransientError) for failure in failed.values()):
+        probe_item(answered, prober, options, spool)  # raises TransientError if storage has gone down meanwhile
+    for position, failure in failed.items():
+        videos[position] = _probed(_as_listed(items[position]), {}, error=_as_finding(items[position], failure))
+    return [videos[position] for position in range(len(items))]
+
+
+def _as_finding(item: SourceItem, failure: Exception) -> TerminalError:
+    if isinstance(failure, TransientError):
+        return TerminalError("fetch", "unreachable", f"{item.uri}: failed {_TRIES} times while others did not: {failure}")
+    return TerminalError.unexpected("probe", failure)
 
 
 def probe_item(item: SourceItem, prober: Prober, options: dict[str, Any], spool: str) -> ProbedVideo:
@@ -28,7 +83,7 @@ def probe_item(item: SourceItem, prober: Prober, options: dict[str, Any], spool:
     Raises:
         TransientError: storage does not answer; nothing is known about the video.
     """
-    found = StoredObject(item.uri, item.size_bytes or 0, item.version or "")  # until the file itself is seen
+    found = _as_listed(item)  # until the file itself is seen
     columns: dict[str, Any] = {}
     try:
         if item.problem is not None:
@@ -38,7 +93,15 @@ def probe_item(item: SourceItem, prober: Prober, options: dict[str, Any], spool:
             info = prober.probe(str(path), item.uri.rpartition("/")[2])
     except TerminalError as error:
         return _probed(found, columns, error=error)
+    except OSError as error:
+        if is_transient(error):
+            raise TransientError(f"{item.uri}: {type(error).__name__}: {error}") from error
+        raise
     return _probed(found, columns, info=info)
+
+
+def _as_listed(item: SourceItem) -> StoredObject:
+    return StoredObject(item.uri, item.size_bytes or 0, item.version or "")
 
 
 def _probed(
@@ -61,9 +124,13 @@ def _read_sidecars(sidecars: tuple[str, ...], options: dict[str, Any]) -> dict[s
         try:
             text = read_input(uri, options).decode("utf-8-sig")
             found = json.loads(text) if uri.endswith(".json") else {"caption": text.strip()}
-        except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+            json.dumps(found, ensure_ascii=False).encode()  # JSON can spell half a character, which no column can hold
+        except (ValueError, RecursionError) as error:  # what decoding, parsing and encoding raise is a ValueError
             raise TerminalError("probe", "bad_sidecar", f"{uri}: cannot be read: {error}") from error
         if not isinstance(found, dict):
             raise TerminalError("probe", "bad_sidecar", f"{uri}: holds {type(found).__name__}, expected an object")
+        for name, value in found.items():
+            if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+                raise TerminalError("probe", "bad_sidecar", f"{uri}: {name!r} is {value}, which does not fit 64 bits")
         columns.update(found)
     return columns

@@ -71,6 +71,7 @@ class ProgressReport:
     _meter: RateMeter = field(default_factory=RateMeter)
     _bar: Progress | None = None
     _task: TaskID = field(default_factory=lambda: TaskID(0))
+    _phase: str = "probing"
     _last_line_at: float = -math.inf
     _seen: dict[str, int] = field(default_factory=dict)
 
@@ -92,12 +93,16 @@ class ProgressReport:
         if self._bar is not None:
             self._bar.stop()
 
-    def probed(self, done: int) -> None:
-        """So many videos have been looked at."""
-        self._show("probing", done, None, "")
+    def probed(self, done: int, total: int) -> None:
+        """So many videos have been looked at, of so many."""
+        self._meter.add(done, 0)
+        rate, _ = self._meter.rates()
+        self._show("probing", done, total, f"{rate:.1f} videos/s eta {_duration(total - done, rate)}")
 
     def encoded(self, account: Account, clips: int, frames: int, waiting: str = "") -> None:
         """Clips and frames are the actors' totals, which run ahead of what is committed."""
+        if self._phase != "encoding":
+            self._phase, self._meter = "encoding", RateMeter()
         self._meter.add(clips, frames)
         clip_rate, frame_rate = self._meter.rates()
         done = account.planned - account.pending

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from html import escape
+
+import pyarrow.parquet as pq
 
 from pipeline.account import Account
 from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.publish import QUARANTINE_PATH
 from pipeline.storage import Storage
 
 REPORT_PATH = "report.html"
+MOST_REJECTIONS = 100
+"""Shown with their reasons."""
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Latent dataset</title>
@@ -26,7 +33,8 @@ td.n {{ text-align: right; font-variant-numeric: tabular-nums; }}
 {buckets}
 <h2>Left out, by reason</h2>
 {reasons}
-<p>Each of them, with the sentence that explains it: <code>quarantine.parquet</code>.</p>
+{rejections}
+<p>All of them: <code>quarantine.parquet</code>.</p>
 <h2>Recipe</h2>
 {recipe}
 </html>
@@ -34,7 +42,10 @@ td.n {{ text-align: right; font-variant-numeric: tabular-nums; }}
 
 
 def write_report(storage: Storage, manifest: Manifest, account: Account) -> None:
-    """Write the page beside the dataset."""
+    """Write the page beside the dataset, whose quarantine table names what was left out."""
+    left_out = pq.ParquetFile(io.BytesIO(storage.read(QUARANTINE_PATH)))
+    first = next(left_out.iter_batches(MOST_REJECTIONS), None)
+    details = {row["uri"]: row["detail"] for row in first.to_pylist()} if first is not None else {}
     page = _PAGE.format(
         uri=escape(storage.uri),
         account=_table(
@@ -49,6 +60,7 @@ def write_report(storage: Storage, manifest: Manifest, account: Account) -> None
         ),
         buckets=_table(dict(manifest.buckets)),
         reasons=_table(dict(account.reasons.most_common())) if account.reasons else "<p>Nothing.</p>",
+        rejections=_table(details),
         recipe=_table(
             {
                 "fingerprint": ", ".join(manifest.recipes),
@@ -60,6 +72,6 @@ def write_report(storage: Storage, manifest: Manifest, account: Account) -> None
     storage.put(REPORT_PATH, page.encode())
 
 
-def _table(rows: dict[str, object]) -> str:
+def _table(rows: Mapping[str, object]) -> str:
     cells = "".join(f"<tr><th>{escape(name)}</th><td class=n>{escape(str(value))}</td></tr>" for name, value in rows.items())
     return f"<table>{cells}</table>"

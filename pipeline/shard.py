@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
@@ -53,10 +52,14 @@ class ShardEncoder:
 
     def _encode_batch(self) -> None:
         batch, self._batch = self._batch, []
+        failure: Exception | None = None
         try:
             results = self.engine.encode([decoded.frames for _, decoded in batch])
         except Exception as error:
-            results = self._encode_one_by_one(batch, error)
+            # A traceback keeps the tensors of the failed pass alive, and their memory is what a retry needs.
+            failure = error.with_traceback(None) if self.engine.is_out_of_memory(error) else error
+        if failure is not None:
+            results = self._encode_one_by_one(batch, failure)
         for (planned, decoded), result in zip(batch, results, strict=True):
             self._keep(planned, decoded, result)
         frames = sum(planned.clip.bucket.num_frames for planned, _ in batch)
@@ -78,7 +81,7 @@ class ShardEncoder:
                 # A lack of memory is never the clip's: others of its shape need as much.
                 if not self.is_retry or self.engine.is_out_of_memory(alone) or not self._engine_works(decoded):
                     raise
-                results.append(_unexpected(alone))
+                results.append(TerminalError.unexpected("encode", alone))
                 continue
             if isinstance(result, EncodedClip) and no_memory and len(batch) > 1:
                 result = replace(result, degraded="batch_size=1")
@@ -127,11 +130,6 @@ class ShardEncoder:
                 detail=error.detail,
             )
         )
-
-
-def _unexpected(error: Exception) -> TerminalError:
-    trace = "".join(traceback.format_exception(error)[-4:])
-    return TerminalError("encode", "unexpected", f"{type(error).__name__}: {error}\n{trace}")
 
 
 def _is_sampled(sample_id: str, share: float) -> bool:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.config import RunConfig
+from pipeline.config import REDACTED, RunConfig
 from pipeline.dataset import LatentDataset
 from pipeline.dataset.publish import QUARANTINE_PATH
-from pipeline.engine import load_engine
+from pipeline.engine import best_device, load_engine
 from pipeline.storage import Storage
 from pipeline.types import Bucket
 from pipeline.video_writer import write_mp4
@@ -49,6 +49,8 @@ def decode_sample(uri: str, index: int, path: Path, weights: str | None = None) 
     if weights is not None:
         config.vae.weights, config.vae.subfolder = weights, None
     item = LatentDataset(uri)[index]
-    engine = load_engine(config, None, "cpu", None)
+    # Credentials were replaced when the settings were saved; they come from the environment.
+    config.vae.storage_options = {name: value for name, value in config.vae.storage_options.items() if value != REDACTED}
+    engine = load_engine(config, None, best_device(), None)
     frames = engine.decode(item["latent"])
     write_mp4(path, frames, Bucket.parse(item["bucket_key"]).exact_fps)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.errors import PipelineError, RunRefusedError
+from pipeline.errors import RunRefusedError
 from pipeline.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,8 @@ class RunStatus:
     stop: threading.Event = field(default_factory=threading.Event)
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     state: str = "starting"
+    beats_to_insist: int = 0
+    """Heartbeats that do not ask whether the output is still this run's: after taking it over."""
     _started_at: float = field(default_factory=time.time)
     _ended: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -68,12 +70,14 @@ class RunStatus:
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
             try:
-                if not self._is_ours():
+                if self.beats_to_insist:
+                    self.beats_to_insist -= 1  # a beat of the run that was taken over may have come between
+                elif not self._is_ours():
                     logger.error("another run has taken over %s; this one stops", self.storage.uri)
                     self.stop.set()
                     return
                 self._write()
-            except (OSError, PipelineError) as error:  # the next beat tries again; the work goes on
+            except Exception as error:  # the next beat tries again; the work goes on
                 logger.warning("heartbeat failed error=%s", error)
 
     def _is_ours(self) -> bool:
@@ -133,7 +137,7 @@ def refuse_second_run(storage: Storage, *, takeover: bool, sleep: Callable[[floa
 def _read(storage: Storage) -> dict[str, Any] | None:
     try:
         status = storage.read_json(STATUS_PATH)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # none yet, or cut short: it speaks for nobody
         return None
     return status if isinstance(status, dict) and "run_id" in status else None
 

@@ -6,6 +6,7 @@ or small and replaced whole (``status.json``). Nothing specific to one store sta
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import errno
 import json
@@ -35,6 +36,7 @@ _FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError
 # Requests that a server asks to repeat; every other 4xx is its last word.
 _REPEATABLE_STATUS = (408, 425, 429)
 _CLIENT_MODULES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "azure", "requests", "urllib3")
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError")
 _S3_DEFAULTS: dict[str, Any] = {
     "use_listings_cache": False,
     "config_kwargs": {
@@ -101,11 +103,17 @@ def retry(what: str, call: Callable[[], T], *, local: bool = False) -> T:
 
     Raises:
         TransientError: it still fails after five attempts. Faults of a local disk are raised as they are.
+        ConfigError: this machine has no credentials for the store.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return call()
         except Exception as error:
+            if type(error).__name__ in _NO_CREDENTIALS:
+                raise ConfigError(
+                    f"{what}: no credentials: {error}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; and "
+                    "AWS_ENDPOINT_URL for a store that is not AWS's"
+                ) from error
             if local or not is_transient(error) or is_lost_race(error):
                 raise
             if attempt == _ATTEMPTS:
@@ -127,9 +135,11 @@ class Storage:
         self._fs, self._root = open_filesystem(uri, self.options)
         self._root = self._root.rstrip("/")
         self.uri = self._fs.unstrip_protocol(self._root) if not self.is_local else self._root
+        # The path alone does not name the host of an sftp:// or http:// address; a local one may be relative.
+        self._address = self._root if self.is_local else uri
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Storage, (self.uri, self.options))
+        return (Storage, (self._address, self.options))
 
     def __repr__(self) -> str:
         return f"Storage({self.uri!r})"  # options may hold secrets
@@ -182,6 +192,18 @@ class Storage:
             for path, info in sorted(found.items())
             if path.endswith(suffix)
         ]
+
+    def names(self) -> builtins.list[str]:
+        """What lies directly in the folder; empty if the folder is not there."""
+
+        def ls() -> builtins.list[str]:
+            try:
+                return cast(builtins.list[str], self._fs.ls(self._root, detail=False))
+            except FileNotFoundError:
+                return []
+
+        found = (path.rstrip("/") for path in self._retry("list", "", ls))
+        return sorted(path.rpartition("/")[2] for path in found if path != self._root)
 
     def put(self, path: str, data: bytes) -> None:
         """Write a file whole, replacing what was there; readers see the old or the new.
@@ -241,6 +263,8 @@ class Storage:
             return retry(f"{what} {self.uri}/{path}", call, local=self.is_local)
         except PermissionError as error:
             raise ConfigError(f"{self.uri}: access refused: {error}") from error
+        except NotADirectoryError as error:
+            raise ConfigError(f"{self.uri}: is not a folder: {error}") from error
 
     def _put_object(self, target: str, data: bytes, mode: str) -> None:
         whole = {"chunksize": len(data) + 1} if hasattr(self._fs, "call_s3") else {}

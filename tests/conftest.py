@@ -43,6 +43,18 @@ _OPTIONS = (
 )
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch  # seconds, which runs without a GPU test need not spend
+
+    if torch.cuda.is_available():
+        return
+    if os.environ.get("REQUIRE_GPU") == "1":
+        pytest.fail("needs a GPU, and REQUIRE_GPU=1 forbids skipping", pytrace=False)
+    pytest.skip("needs a GPU")
+
+
 @dataclass(frozen=True)
 class ObjectStore:
     """A running S3 server."""

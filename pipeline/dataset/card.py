@@ -24,7 +24,7 @@ tags:
 |---|---|
 {buckets}
 
-{num_shards} shards with {size_gb:.2f} GB of tensors. {num_quarantined} clips were quarantined and {num_filtered} filtered;
+{num_shards} shards with {size_mb:,.1f} MB of tensors. {num_quarantined} clips were quarantined and {num_filtered} filtered;
 `quarantine.parquet` says why.
 
 Scaling: model {model}, `scaling_factor` {scaling_factor}. Multiply before training; nothing is scaled here,
@@ -56,7 +56,7 @@ def dataset_card(manifest: Manifest) -> str:
         num_shards=f"{manifest.num_shards:,}",
         num_quarantined=f"{manifest.num_quarantined:,}",
         num_filtered=f"{manifest.num_filtered:,}",
-        size_gb=manifest.size_bytes / 1e9,
+        size_mb=manifest.size_bytes / 1e6,
         dtype=manifest.dtype,
         model=manifest.model or "not named",
         scaling_factor=manifest.scaling_factor,

@@ -51,7 +51,8 @@ class LatentDataset(torch.utils.data.Dataset[dict[str, Any]]):
         uri: folder of the dataset on any fsspec URL, or one Parquet file.
         columns: more to read: ``logvar``, ``first_frame_latent``, ``first_frame_logvar``, ``first_frame_png``
             (bytes), or any other column, such as ``caption``.
-        scale: multiply latents for a model; see ``scaling.Scale``. None: unscaled, as stored.
+        scale: multiply latents for a model, ``"cogvideox-5b"``; role and convention with it: see ``scaling.Scale``.
+            None: unscaled, as stored.
         filters: keep samples by conditions on columns, ``[("psnr", ">", 30)]``; of columns that the index does
             not hold, every shard is read once.
         storage_options: passed to fsspec.
@@ -73,7 +74,7 @@ class LatentDataset(torch.utils.data.Dataset[dict[str, Any]]):
         uri: str,
         *,
         columns: Sequence[str] = (),
-        scale: Scale | None = None,
+        scale: Scale | str | float | None = None,
         filters: Filters | None = None,
         storage_options: Mapping[str, Any] | None = None,
         allow_incomplete: bool = False,
@@ -234,10 +235,12 @@ class LatentDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self._drawn = logvars if self.sample == "sample" else {}
         self._only_for_drawing = [name for name in self._drawn.values() if name not in columns]
 
-    def _plan_scale(self, scale: Scale | None) -> dict[str, float]:
+    def _plan_scale(self, scale: Scale | str | float | None) -> dict[str, float]:
         """The multiplier of each latent that is read."""
         if scale is None:
             return {}
+        if isinstance(scale, str | float | int):
+            scale = {"model": scale}
         if unknown := scale.keys() - Scale.__annotations__.keys():
             raise ConfigError(f"scale: unknown {', '.join(sorted(unknown))}; it takes {', '.join(Scale.__annotations__)}")
         if self.sample == "moments":
@@ -283,6 +286,8 @@ def _open(uri: str, options: dict[str, Any], allow_incomplete: bool) -> tuple[St
     manifest = read_manifest(storage)
     if manifest is not None:
         return storage, manifest, open_catalog(storage, manifest)
+    if not storage.names():
+        raise DatasetError(f"{uri}: there is nothing there")
     if not allow_incomplete:
         raise DatasetError(
             f"{uri}: not a finished dataset: there is no {MANIFEST_PATH}. Let its run finish, or start it again: it resumes. "

@@ -175,7 +175,7 @@ def _footer_metadata(summary: ShardSummary) -> dict[bytes, bytes]:
 
 
 def _settings(schema: pa.Schema, compression: str) -> dict[str, Any]:
-    """Parquet settings under which a blob's row is one page. Measured in facts/dataset-format.md."""
+    """Parquet settings under which a blob's row is one page."""
     blobs = {field.name for field in schema if is_blob(field)}
     others = [path for path in _leaf_paths(schema) if path not in blobs]
     return {

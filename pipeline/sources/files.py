@@ -25,19 +25,25 @@ def list_files(config: InputConfig) -> Iterator[SourceItem]:
             f"input.uri {config.uri}: {len(found)} files, none of which ends in {', '.join(config.extensions)}; "
             "see input.extensions"
         )
-    names = {file.uri for file in found}
+    files = {file.uri: file for file in found}
     if any(character in config.uri for character in "*?[") or len(found) == 1:
         # A glob or a single file names the videos only; their captions lie beside them all the same.
         for folder in sorted({video.uri.rpartition("/")[0] for video in videos}):
-            names.update(file.uri for file in list_inputs(folder, config.storage_options, recursive=False))
+            files.update((file.uri, file) for file in list_inputs(folder, config.storage_options, recursive=False))
     for video in videos:
         if not _is_text(video.uri):
             name = video.uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             yield SourceItem(uri=name, problem=f"{name}: its name is not UTF-8; rename it")
             continue
         stem = video.uri[: video.uri.rindex(".")]
-        sidecars = tuple(stem + suffix for suffix in SIDECAR_SUFFIXES if stem + suffix in names)
-        yield SourceItem(uri=video.uri, size_bytes=video.size_bytes, version=video.version, sidecars=sidecars)
+        sidecars = [files[stem + suffix] for suffix in SIDECAR_SUFFIXES if stem + suffix in files]
+        yield SourceItem(
+            uri=video.uri,
+            size_bytes=video.size_bytes,
+            version=video.version,
+            sidecars=tuple(file.uri for file in sidecars),
+            sidecar_versions=tuple(f"{file.size_bytes} {file.version}" for file in sidecars),
+        )
 
 
 def _is_text(name: str) -> bool:

@@ -19,6 +19,8 @@ class SourceItem:
     version: str | None = None
     sidecars: tuple[str, ...] = ()
     """URIs of caption files beside the video, read when it is probed."""
+    sidecar_versions: tuple[str, ...] = ()
+    """Size and version of each, as the listing has them: other captions are another item."""
     problem: str | None = None
     """Why the input's own entry names no video."""
     columns: dict[str, Any] = field(default_factory=dict)

@@ -6,6 +6,7 @@ import csv
 import io
 import posixpath
 from collections.abc import Iterator
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -68,7 +69,7 @@ def _read_table(uri: str, config: InputConfig) -> pa.Table:
             )
         else:
             table = pa_json.read_json(io.BytesIO(data), read_options=pa_json.ReadOptions(block_size=block_bytes))
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except (pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
         raise ConfigError(f"{uri}: cannot be read as a table: {error}") from error
     if config.video_column not in table.column_names:
         raise ConfigError(
@@ -81,19 +82,42 @@ def _rows(tables: dict[str, pa.Table], video_column: str) -> Iterator[SourceItem
     for uri, table in tables.items():
         number = 0
         for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
-            for row in batch.to_pylist():
+            for row in _values(batch, uri, number):
                 number += 1
                 video = row.pop(video_column)
-                if isinstance(video, str) and video:
-                    yield SourceItem(uri=_resolve(video, uri), columns=row)
-                else:
+                if not isinstance(video, str) or not video:
                     problem = f"{uri}: row {number} has {video!r:.100} for a video, expected a path or URI"
-                    yield SourceItem(uri=f"{uri}#{number}", columns=row, problem=problem)
+                elif (address := _resolve(video, uri)) is None:
+                    problem = f"{uri}: row {number} has {video!r:.100} for a video, which leaves the bucket"
+                else:
+                    yield SourceItem(uri=address, columns=row)
+                    continue
+                yield SourceItem(uri=f"{uri}#{number}", columns=row, problem=problem)
 
 
-def _resolve(video: str, table_uri: str) -> str:
+def _values(batch: pa.RecordBatch, uri: str, rows_before: int) -> list[dict[str, Any]]:
+    """Raises: ConfigError: a value that Python cannot hold, as text that is not UTF-8 or a date of the year 20000."""
+    try:
+        return cast(list[dict[str, Any]], batch.to_pylist())
+    except (ValueError, OverflowError):
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            for number, value in enumerate(column, start=rows_before + 1):
+                try:
+                    value.as_py()
+                except (ValueError, OverflowError) as error:
+                    raise ConfigError(f"{uri}: column {name!r}, row {number}: cannot be read: {error}") from error
+        raise
+
+
+def _resolve(video: str, table_uri: str) -> str | None:
+    """The address of a row's video; None if it climbs above the table's bucket, which would name another one."""
     is_absolute = "://" in video or video.startswith("/")
     if is_absolute:
         return video
-    scheme, separator, folder = table_uri.rpartition("/")[0].rpartition("://")
-    return scheme + separator + posixpath.normpath(f"{folder}/{video}")  # an object store knows no "./" and "../"
+    folder = table_uri.rpartition("/")[0]
+    scheme, separator, place = folder.rpartition("://")
+    if not separator:
+        return posixpath.normpath(f"{folder}/{video}")
+    bucket, _, prefix = place.partition("/")
+    key = posixpath.normpath(posixpath.join(prefix, video))  # an object store knows no "./" and "../"
+    return None if key.split("/")[0] == ".." else f"{scheme}://{bucket}/{key}"

@@ -1,7 +1,10 @@
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from cogvae import AutoencoderKLCogVideoX
 from cogvae import conv as conv_module
 from cogvae.conv import CausalConv3d, Downsample, Tails, Upsample, convolve, resize_nearest
 
@@ -36,17 +39,62 @@ def test_a_kernel_of_one_frame_keeps_no_tail() -> None:
     assert tails.of(conv) is None
 
 
-@pytest.mark.parametrize("kernel", [1, 3])
-@pytest.mark.parametrize("limit", [1, 200, 300, 700])
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The elements of the larger of input and output, of every call of a convolution."""
+    sizes: list[int] = []
+    for kind in (nn.Conv2d, nn.Conv3d):
+
+        def forward(self: Any, x: Tensor, original: Any = kind.forward) -> Tensor:
+            y: Tensor = original(self, x)
+            sizes.append(max(x.numel(), y.numel()))
+            return y
+
+        monkeypatch.setattr(kind, "forward", forward)
+    return sizes
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("kernel", "in_channels", "out_channels"), [(1, 2, 3), (3, 2, 3), (3, 1, 6), (3, 6, 1)])
+@pytest.mark.parametrize("limit", [1, 40, 200, 300, 700, 1900])
 @torch.no_grad()
 def test_a_convolution_too_large_for_one_call_is_split_without_a_trace(
-    monkeypatch: pytest.MonkeyPatch, kernel: int, limit: int
+    monkeypatch: pytest.MonkeyPatch, calls: list[int], batch: int, kernel: int, in_channels: int, out_channels: int, limit: int
 ) -> None:
-    conv = nn.Conv3d(2, 3, kernel, padding=(0, kernel // 2, kernel // 2)).double()
-    x = torch.randn(1, 2, 10, 5, 6, dtype=torch.float64)
+    conv = nn.Conv3d(in_channels, out_channels, kernel, padding=(0, kernel // 2, kernel // 2)).double()
+    x = torch.randn(batch, in_channels, 10, 5, 6, dtype=torch.float64)
     whole = conv(x)
+    calls.clear()
     monkeypatch.setattr(conv_module, "MAX_CONV_ELEMENTS", limit)
     assert relative_error(convolve(conv, x), whole) < 1e-14
+    one_row = kernel**2 * max(in_channels, out_channels) * 6  # no call can be smaller
+    assert max(calls) <= max(limit, one_row)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("limit", [1, 100, 400, 1000])
+@torch.no_grad()
+def test_resampling_too_large_for_one_call_is_split_without_a_trace(
+    monkeypatch: pytest.MonkeyPatch, calls: list[int], batch: int, limit: int
+) -> None:
+    x = torch.randn(batch, 2, 9, 5, 6, dtype=torch.float64)
+    for sampler, one_frame in ((Downsample(2, True).double(), 2 * 6 * 7), (Upsample(2, True).double(), 2 * 10 * 12)):
+        monkeypatch.setattr(conv_module, "MAX_CONV_ELEMENTS", 2**30)
+        whole = sampler(x)
+        calls.clear()
+        monkeypatch.setattr(conv_module, "MAX_CONV_ELEMENTS", limit)
+        assert relative_error(sampler(x), whole) < 1e-14
+        assert max(calls) <= max(limit, one_frame)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@torch.no_grad()
+def test_no_convolution_of_the_published_model_exceeds_the_bound_at_1080p(calls: list[int], batch: int) -> None:
+    with torch.device("meta"):
+        vae = AutoencoderKLCogVideoX()
+        vae.encode(torch.empty(batch, 3, 9, 1080, 1920))
+        vae.decode(torch.empty(batch, 16, 3, 135, 240))
+    assert conv_module.MAX_CONV_ELEMENTS / 2 < max(calls) <= conv_module.MAX_CONV_ELEMENTS
 
 
 @pytest.mark.parametrize(("frames", "halved"), [(1, 1), (2, 1), (3, 2), (5, 3), (8, 4), (9, 5)])

@@ -125,7 +125,6 @@ def test_offloading_moves_the_model_when_encode_or_decode_is_called() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_model_cpu_offload_gives_the_same_video() -> None:
     ours, reference = make_pair(torch.float32)
     expected = generate(make_pipeline(reference).to("cuda"))

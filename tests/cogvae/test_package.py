@@ -37,6 +37,12 @@ def test_importing_the_package_imports_torch_numpy_and_safetensors_alone() -> No
     assert not imported & (unwanted | {"pipeline", "jobs"})
 
 
+def test_the_package_imports_where_there_are_no_posix_modules() -> None:
+    # torch and numpy come first: what they import is theirs to choose.
+    code = "import sys, torch, numpy, safetensors.torch; sys.modules['fcntl'] = None; import cogvae, cogvae.sat"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_pickles_are_loaded_with_weights_only() -> None:
     for path in Path(cogvae.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -61,7 +61,6 @@ def test_a_cpu_generator_serves_a_latent_on_any_device() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_cpu_generator_draws_the_same_noise_for_a_gpu_latent() -> None:
     parameters = torch.randn(2, 8, 3, 4, 5)
     samples = [

@@ -46,6 +46,15 @@ def clips(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def many_clips(clips: Path) -> Path:
+    """The four clips five times over, so that a run lasts long enough to be disturbed in the middle."""
+    for number in range(4):
+        for name in GOOD_CLIPS:
+            shutil.copy2(CLIPS / name, clips / f"{number}-{name}")
+    return clips
+
+
+@pytest.fixture
 def make_config(clips: Path, tiny_vae: Path, tmp_path: Path) -> Any:
     """Settings of a small run; keyword arguments replace those of a section."""
 

@@ -85,15 +85,18 @@ def test_running_again_encodes_nothing_and_changes_no_shard(make_config: Any) ->
     assert {path: path.stat().st_mtime_ns for path in Path(config.output.uri).rglob("data/**/*.parquet")} == shards
 
 
-def test_an_actor_killed_in_the_middle_leaves_the_same_rows(make_config: Any, tmp_path: Path) -> None:
-    undisturbed = make_config(output={"uri": str(tmp_path / "undisturbed")})
+def test_an_actor_killed_in_the_middle_of_a_shard_leaves_the_same_rows(make_config: Any, tmp_path: Path) -> None:
+    frames = {"buckets": ["1x32x48@8"], "windows": "all"}  # about a hundred clips, three or four a shard
+    undisturbed = make_config(output={"uri": str(tmp_path / "undisturbed")}, clip=frames)
     run_encode(undisturbed)
-    config = make_config()
+    config = make_config(clip=frames)
     mark = tmp_path / "killed"
-    code = run_encode(config, functools.partial(load_sabotaged, mark, "die", 2))
+    code = run_encode(config, functools.partial(load_sabotaged, mark, "die", 6))
     assert mark.exists()
     assert code == ExitCode.COMPLETE
-    assert read_rows(Path(config.output.uri)) == read_rows(Path(undisturbed.output.uri))
+    rows = read_rows(Path(config.output.uri))
+    assert len(rows) > 90
+    assert rows == read_rows(Path(undisturbed.output.uri))
 
 
 def test_an_engine_that_raises_once_costs_an_attempt_and_no_clip(make_config: Any, tmp_path: Path) -> None:
@@ -107,6 +110,8 @@ def test_unusable_files_are_quarantined_with_a_reason_and_nothing_else_is_touche
     shutil.copy2(CLIPS / "broken.mp4", clips)
     (clips / "empty.mp4").touch()
     (clips / "letter.mp4").write_text("Dear reader, this is no video.\n" * 50)
+    (clips / "loop.mp4").symlink_to("loop.mp4")
+    os.mkfifo(clips / "pipe.mp4")
     config = make_config()
     assert run_encode(config) == ExitCode.COMPLETE
     quarantine = {Path(row["uri"]).name: row for row in read_quarantine(Path(config.output.uri))}
@@ -114,8 +119,10 @@ def test_unusable_files_are_quarantined_with_a_reason_and_nothing_else_is_touche
         "broken.mp4": "truncated",
         "empty.mp4": "empty_file",
         "letter.mp4": "not_a_video",
+        "loop.mp4": "unreadable",
+        "pipe.mp4": "unreadable",
     }
-    assert all(row["detail"].startswith(name) for name, row in quarantine.items())
+    assert all(name in row["detail"] for name, row in quarantine.items())
     assert len(read_rows(Path(config.output.uri))) == 4
 
 
@@ -137,6 +144,21 @@ def test_append_encodes_the_new_videos_and_nothing_else(make_config: Any, clips:
     assert len(LatentDataset(config.output.uri)) == 6
     assert run_encode(make_config(run={"append": True})) == ExitCode.COMPLETE
     assert outcome(config)["planned"] == 6
+
+
+def test_a_rule_that_leaves_everything_new_out_still_reaches_the_dataset(make_config: Any, clips: Path) -> None:
+    config = make_config()
+    run_encode(config)
+    shutil.copy2(CLIPS / "cockatoo_portrait.mp4", clips)
+    assert run_encode(make_config(run={"append": True}, clip={"buckets": ["49x32x48@8"]})) == ExitCode.COMPLETE
+    assert [row["reason"] for row in read_quarantine(Path(config.output.uri))] == ["too_short"]
+    assert outcome(config)["filtered"] == 1
+
+
+def test_other_settings_are_refused_rather_than_ignored(make_config: Any) -> None:
+    run_encode(make_config())
+    with pytest.raises(RunRefusedError, match=r"clip\.buckets: 9x32x48@8 there, 17x32x48@8 here"):
+        run_encode(make_config(clip={"buckets": ["17x32x48@8"]}))
 
 
 def test_another_recipe_is_refused_with_both_fingerprints_and_the_difference(make_config: Any) -> None:

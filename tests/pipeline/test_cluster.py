@@ -36,7 +36,8 @@ class FakeRay:
         return self._resources
 
     def nodes(self) -> list[dict[str, Any]]:
-        return [{"Alive": True, "NodeID": node_id(name), "NodeManagerAddress": name} for name in self._nodes]
+        share = {"GPU": self._resources.get("GPU", 0) / len(self._nodes)}
+        return [{"Alive": True, "NodeID": node_id(name), "NodeManagerAddress": name, "Resources": share} for name in self._nodes]
 
     def get(self, value: Any) -> Any:
         return value
@@ -68,11 +69,19 @@ def test_one_node_or_object_storage_needs_no_shared_disk(tmp_path: Path, monkeyp
     check_shared_paths(make_config(tmp_path, input={"uri": "s3://videos"}, output={"uri": "s3://latents"}))
 
 
+def test_of_a_glob_the_folder_must_be_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeRay({}, blind_nodes=("node1",), nodes=2))
+    with pytest.raises(ConfigError, match=f"does not see {tmp_path},"):
+        check_shared_paths(make_config(tmp_path, input={"uri": f"{tmp_path}/*.mp4"}))
+
+
 def test_gpus_are_shared_among_actors_and_never_overbooked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, FakeRay({"CPU": 16, "GPU": 4, "object_store_memory": 64 << 30}))
     assert plan_actors(make_config(tmp_path)).actors == 4
     halves = plan_actors(make_config(tmp_path, cluster={"gpus_per_actor": 0.5, "actors": 99}))
     assert (halves.actors, halves.num_gpus, halves.device) == (8, 0.5, "cuda")
+    for share, fit in ((0.6, 4), (0.4, 8), (0.3, 12)):
+        assert plan_actors(make_config(tmp_path, cluster={"gpus_per_actor": share})).actors == fit
 
 
 def test_cores_are_shared_among_actors_where_there_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

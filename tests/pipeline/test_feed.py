@@ -244,11 +244,14 @@ def test_decoding_that_is_lost_every_time_is_raised_and_releases_everything() ->
     assert decoder.held_bytes == 0
 
 
-def test_unexpected_error_is_raised_at_once() -> None:
-    decoder = FakeDecoder(trouble=lambda uri: RuntimeError("bug"))
-    with pytest.raises(RuntimeError, match="bug"):
-        take(decoder.feed().order(make_clips(1)))
-    assert len(decoder.started) == 1
+def test_unexpected_error_is_tried_again_and_then_blamed_on_its_clip_alone() -> None:
+    decoder = FakeDecoder(trouble=lambda uri: RuntimeError("bug") if uri == "s/1.mp4" else None)
+    with decoder.feed().order(make_clips(1, 1, 1)) as order:
+        results = [decoded for _, decoded in order]
+    assert [isinstance(decoded, DecodedClip) for decoded in results] == [True, False, True]
+    assert isinstance(results[1], TerminalError)
+    assert (results[1].reason, "RuntimeError: bug" in results[1].detail) == ("unexpected", True)
+    assert len(decoder.started) == 2 + DECODE_ATTEMPTS
 
 
 def test_orders_come_while_others_are_taken() -> None:

@@ -179,3 +179,22 @@ def test_store_that_does_not_answer_is_transient(flaky: type[FlakyFileSystem], t
     flaky.faults += [Fault("info", OSError(errno.EBUSY, "slow down"))] * 5
     with pytest.raises(TransientError, match="failed 5 times"), fetch_input("flaky://in/a", None, tmp_path):
         pass
+
+
+@pytest.mark.timeout(10)
+def test_pipe_is_refused_without_waiting_for_its_writer(tmp_path: Path) -> None:
+    uri = str(tmp_path / "x.mp4")
+    os.mkfifo(uri)
+    (tmp_path / "link.mp4").symlink_to(uri)
+    assert [file.uri for file in list_inputs(str(tmp_path))] == [f"{tmp_path}/link.mp4", uri]
+    for path in (uri, f"{tmp_path}/link.mp4"):
+        for call in (stat_input, read_input, lambda uri: fetch_input(uri, None, tmp_path).__enter__()):
+            with pytest.raises(TerminalError, match=f"fetch: unreadable: {path}: is no regular file"):
+                call(path)
+
+
+def test_symlink_loop_is_terminal(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").symlink_to("a.mp4")
+    assert [file.uri for file in list_inputs(str(tmp_path))] == [f"{tmp_path}/a.mp4"]
+    with pytest.raises(TerminalError, match=r"fetch: unreadable: .*symbolic links"):
+        stat_input(str(tmp_path / "a.mp4"))

@@ -68,7 +68,7 @@ def test_short_video_is_filtered_with_the_shortest_bucket_named() -> None:
     assert (rejection.status, rejection.stage, rejection.reason) == ("filtered", "plan", "too_short")
     assert rejection.detail == (
         "a.mp4: 1.00 s hold 8 frames at 8 fps, the shortest bucket 17x64x96@8 needs 17. "
-        "Add a shorter bucket or set clip.short: repeat_last"
+        "A new dataset may have a shorter bucket, or clip.short: repeat_last"
     )
 
 

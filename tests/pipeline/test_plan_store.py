@@ -56,7 +56,9 @@ def publish(
     rejections: list[Rejection] | None = None,
     columns: pa.Schema = CAPTION,
 ) -> Generation:
-    return publish_generation(storage, number, shards, rejections or [], recipe=RECIPE, columns=columns)
+    return publish_generation(
+        storage, number, shards, rejections or [], recipe=RECIPE, settings={"input.uri": "videos"}, columns=columns
+    )
 
 
 def read_all_clips(storage: Storage, generation: Generation) -> list[list[PlannedClip]]:
@@ -248,3 +250,22 @@ def test_column_that_the_dataset_has_not_is_an_error_that_names_those_it_has() -
 def test_declared_type_that_the_dataset_has_not_is_an_error_that_names_both() -> None:
     with pytest.raises(ConfigError, match="column 'caption' is int64 here and string in this dataset"):
         column_schema([], schema_of(("caption", pa.int64())), CAPTION)
+
+
+def test_values_of_several_kinds_are_told_once_a_column(caplog: pytest.LogCaptureFixture) -> None:
+    column_schema([{"score": 1, "n": 1}, {"score": "high", "n": 2.5}, {"score": None, "n": None}, {"score": 2}], None, None)
+    assert caplog.messages == ["column score holds int and str: stored as text"]
+
+
+def test_whole_number_that_a_float_cannot_hold_exactly_is_rounded(output: Storage) -> None:
+    columns = schema_of(("caption", pa.string()), ("score", pa.float64()))
+    generation = publish(output, [make_shard(0, make_clip(0, score=2**60 + 1), make_clip(1, score=0.5))], columns=columns)
+    assert [clip.columns["score"] for clip in read_all_clips(output, generation)[0]] == [2.0**60, 0.5]
+
+
+@pytest.mark.parametrize("value", ["\ud83d", b"\xff"])
+def test_text_that_cannot_be_stored_is_an_error_that_names_the_video(output: Storage, value: Any) -> None:
+    good, bad = make_clip(0, caption="x"), make_clip(1, caption=value)
+    schema = CAPTION if isinstance(value, str) else schema_of(("caption", pa.large_string()))
+    with pytest.raises(ConfigError, match=f"column 'caption' is .*string.* for {bad.clip.uri}: "):
+        publish(output, [make_shard(0, good, bad)], columns=schema)

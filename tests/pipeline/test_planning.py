@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, TerminalError, TransientError
 from pipeline.inputs import stat_input
 from pipeline.plan import ProbedVideo
 from pipeline.plan_store import Generation, read_clips, read_generations, read_rejections, read_shards
-from pipeline.planning import Batch, Planner
+from pipeline.planning import Batch, Planner, _split
 from pipeline.recipe import Recipe
 from pipeline.sources import SourceItem
 from pipeline.storage import Storage
@@ -80,7 +80,7 @@ class Workplace:
             model=MODEL,
             recipe=Recipe.from_config(config, MODEL.fingerprint),
             probe=probe or FakeProbe(),
-            on_probed=lambda count: None,
+            on_probed=lambda videos, total: None,
         )
         return planner.add_generation(read_generations(self.output))
 
@@ -233,7 +233,7 @@ def test_append_of_a_column_that_the_dataset_has_not_is_an_error(work: Workplace
 
 def test_progress_is_told_as_videos_are_probed(work: Workplace) -> None:
     work.write("a.mp4", "b.mp4", "c.mp4")
-    told: list[int] = []
+    told: list[tuple[int, int]] = []
     config = make_config(input={"uri": str(work.input)}, clip={"buckets": ["9x64x64@8"]})
     Planner(
         config=config,
@@ -241,6 +241,45 @@ def test_progress_is_told_as_videos_are_probed(work: Workplace) -> None:
         model=MODEL,
         recipe=Recipe.from_config(config, "w"),
         probe=FakeProbe(),
-        on_probed=told.append,
+        on_probed=lambda videos, total: told.append((len(videos), total)),
     ).add_generation([])
-    assert sorted(told) == [1, 2]
+    assert sorted(told) == [(1, 3), (2, 3)]
+
+
+def test_errors_of_a_run_that_was_cut_off_are_probed_again(work: Workplace) -> None:
+    work.write("a.mp4", "b.mp4", "bad.mp4", "c.mp4")
+    with pytest.raises(TransientError):
+        work.plan(FakeProbe(fails_after=1))  # had bad and c
+    probe = FakeProbe()
+    work.plan(probe)
+    assert sorted(probe.probed) == ["a.mp4", "b.mp4", "bad.mp4", "c.mp4"]
+
+
+def test_videos_of_a_table_are_probed_again_since_nothing_tells_whether_they_changed(work: Workplace) -> None:
+    work.write("a.mp4", "b.mp4", "c.mp4")
+    table = write_table(work, [{"video": f"{name}.mp4"} for name in "abc"])
+    with pytest.raises(TransientError):
+        work.plan(FakeProbe(fails_after=1), uri=table)
+    probe = FakeProbe()
+    work.plan(probe, uri=table)
+    assert sorted(probe.probed) == ["a.mp4", "b.mp4", "c.mp4"]
+
+
+def test_captions_that_changed_meanwhile_are_read_again(work: Workplace) -> None:
+    work.write("a.mp4", "b.mp4", "c.mp4", "d.mp4", "d.json")
+    with pytest.raises(TransientError):
+        work.plan(FakeProbe(fails_after=1))  # had c and d
+    (work.input / "d.json").write_text("longer than before")
+    probe = FakeProbe()
+    work.plan(probe)
+    assert sorted(probe.probed) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 65, 1025])
+def test_batches_have_one_size_give_or_take_one(count: int) -> None:
+    items = [SourceItem(uri=str(number)) for number in range(count)]
+    batches = _split(items)
+    assert [item for batch in batches for item in batch] == items
+    sizes = {len(batch) for batch in batches}
+    assert max(sizes) <= 32
+    assert max(sizes) - min(sizes) <= 1

@@ -31,9 +31,9 @@ def test_rate_is_that_of_the_last_two_minutes() -> None:
 def test_log_lines_come_at_intervals_and_say_how_far(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "pipeline")
     with ProgressReport("log", every_s=3600) as report:
-        report.probed(32)
-        report.probed(64)
-    assert lines(caplog) == ["probing done=32 total=? "]
+        report.probed(32, 100)
+        report.probed(64, 100)
+    assert lines(caplog) == ["probing done=32 total=100 0.0 videos/s eta ?"]
     with ProgressReport("log", every_s=1e-9) as report:
         report.encoded(Account(planned=10, written=4), 4, 196)
     assert lines(caplog)[1] == "encoding done=4 total=10 0.00 clips/s 0 frames/s eta ?"
@@ -53,7 +53,7 @@ def test_reason_of_what_is_left_out_is_told_when_its_count_grows(caplog: pytest.
 
 def test_bar_shows_phase_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressReport("bar", every_s=1) as report:
-        report.probed(32)
+        report.probed(32, 100)
         report.encoded(Account(planned=10, written=4), 4, 196)
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -63,7 +63,7 @@ def test_bar_shows_phase_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_auto_is_a_log_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressReport("auto", every_s=1) as report:
-        report.probed(1)
+        report.probed(1, 3)
     assert capsys.readouterr().err == ""
 
 

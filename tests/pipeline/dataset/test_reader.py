@@ -244,8 +244,19 @@ def test_unfinished_dataset_is_refused_unless_asked_for(storage: Storage, spool:
 
 
 def test_folder_without_parquet_files_is_refused(storage: Storage) -> None:
+    with pytest.raises(DatasetError, match="there is nothing there"):
+        LatentDataset(storage.uri, allow_incomplete=True)
+    storage.put("notes.txt", b"mine")
     with pytest.raises(DatasetError, match="no Parquet files"):
         LatentDataset(storage.uri, allow_incomplete=True)
+
+
+@pytest.mark.usefixtures("published")
+def test_scale_may_be_the_name_of_a_model_or_a_factor(storage: Storage) -> None:
+    plain = LatentDataset(storage.uri)[0]["latent"].float()
+    for scale, factor in (("cogvideox-5b", 0.7), (0.5, 0.5)):
+        scaled = LatentDataset(storage.uri, scale=scale)[0]["latent"].float()
+        torch.testing.assert_close(scaled, plain * factor, rtol=1e-2, atol=0, equal_nan=True)
 
 
 def test_latents_of_two_recipes_are_refused_unless_asked_for(storage: Storage, spool: Path) -> None:

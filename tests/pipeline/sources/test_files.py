@@ -111,7 +111,23 @@ def test_folder_in_s3_gives_s3_uris_and_etags(s3: ObjectStore) -> None:
         storage.put(name, name.encode())
     first, second = list_items(storage.uri)
     assert first == SourceItem(
-        uri=f"{storage.uri}/a.mp4", size_bytes=5, version=storage.list("a.mp4")[0].version, sidecars=(f"{storage.uri}/a.txt",)
+        uri=f"{storage.uri}/a.mp4",
+        size_bytes=5,
+        version=storage.list("a.mp4")[0].version,
+        sidecars=(f"{storage.uri}/a.txt",),
+        sidecar_versions=(f"5 {storage.list('a.txt')[0].version}",),
     )
     assert second.uri == f"{storage.uri}/sub/b.MP4"
     assert [item.sidecars for item in list_items(f"{storage.uri}/*.mp4")] == [(f"{storage.uri}/a.txt",)]
+
+
+def test_version_of_an_item_tells_its_captions_contents_apart(tmp_path: Path) -> None:
+    write(tmp_path, "a.mp4", "a.txt", "a.json", "b.mp4")
+    before, bare = list_items(tmp_path)
+    assert [version.split()[0] for version in before.sidecar_versions] == ["5", "6"]
+    assert bare.sidecar_versions == ()
+    (tmp_path / "a.json").write_text("{}")
+    after, _ = list_items(tmp_path)
+    assert after.sidecar_versions[0] == before.sidecar_versions[0]
+    assert after.sidecar_versions[1] != before.sidecar_versions[1]
+    assert list_items(tmp_path / "a.mp4") == [after]

@@ -193,3 +193,31 @@ def test_missing_table_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(ConfigError, match=r"no table; expected a file ending in \.jsonl, \.ndjson, \.csv, \.parquet"):
         list_rows(tmp_path, format="table")
+
+
+def test_row_that_leaves_the_bucket_is_an_item_with_a_problem(s3: ObjectStore) -> None:
+    storage = Storage(s3.uri(uuid.uuid4().hex))
+    bucket = storage.uri.removeprefix("s3://").split("/")[0]
+    depth = storage.uri.count("/") - 2  # folders between the table and the bucket
+    videos = ["../" * depth + "x.mp4", "../" * (depth + 1) + "etc/x.mp4", "../" * 9 + "x.mp4", "..x/../a.mp4"]
+    storage.put("t.jsonl", "".join(json.dumps({"video": video}) + "\n" for video in videos).encode())
+    top, *outside, beside = list_rows(f"{storage.uri}/t.jsonl")
+    assert (top.uri, beside.uri) == (f"s3://{bucket}/x.mp4", f"{storage.uri}/a.mp4")
+    assert [item.uri for item in outside] == [f"{storage.uri}/t.jsonl#2", f"{storage.uri}/t.jsonl#3"]
+    assert all("which leaves the bucket" in str(item.problem) for item in outside)
+
+
+def test_value_that_cannot_be_read_is_an_error_that_names_table_column_and_row(tmp_path: Path) -> None:
+    raw = pa.array([b"fine", b"\xff"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 2, raw.buffers())
+    pq.write_table(pa.table({"video": ["a.mp4", "b.mp4"], "caption": text}), tmp_path / "t.parquet")
+    with pytest.raises(ConfigError, match=r"t\.parquet: column 'caption', row 2: cannot be read: .*utf-8"):
+        list_rows(tmp_path / "t.parquet")
+
+
+def test_json_value_that_no_column_can_hold_is_no_crash(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(r'{"video": "a.mp4", "caption": "\ud83d"}')
+    with pytest.raises(ConfigError, match=r"t\.jsonl: cannot be read as a table: .*surrogate"):
+        list_rows(tmp_path / "t.jsonl")
+    (tmp_path / "t.jsonl").write_text('{"video": "a.mp4", "n": 123456789012345678901234567890}')
+    assert list_rows(tmp_path / "t.jsonl")[0].columns == {"n": 123456789012345678901234567890.0}
