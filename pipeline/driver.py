@@ -28,7 +28,7 @@ from pipeline.dataset.publish import DatasetInfo, publish_dataset
 from pipeline.dataset.schema import build_schema
 from pipeline.dataset.writer import DATA_FOLDER, read_summary, shard_path
 from pipeline.engine import Engine, ModelInfo, describe_model, load_engine
-from pipeline.errors import ConfigError, StoppedError, TransientError
+from pipeline.errors import ConfigError, RunRefusedError, StoppedError, TransientError
 from pipeline.plan import ProbedVideo
 from pipeline.plan_store import Generation, ShardRef, read_generations, read_rejections, read_shards
 from pipeline.planning import Batch, Planner
@@ -82,7 +82,8 @@ def run_encode(config: RunConfig, make_engine: Callable[..., Engine] = load_engi
             logger.info("%s", error)
             return ExitCode.STOPPED
         except BaseException as error:
-            status.finish("failed", ExitCode.FAILED, f"{type(error).__name__}: {error}")
+            code = ExitCode.USAGE if isinstance(error, (ConfigError, RunRefusedError)) else ExitCode.FAILED
+            status.finish("failed", code, f"{type(error).__name__}: {error}")
             raise
         state = "stopped" if code == ExitCode.STOPPED else "complete" if account.pending == 0 else "failed"
         status.finish(state, code, account.summary())

@@ -104,6 +104,7 @@ def test_usage_errors_exit_with_2_and_name_the_setting(make_config: Any, ray_tmp
     result = run_job(job_arguments(config), ray_tmp)
     assert result.returncode == 2
     assert "input.uri /nowhere/at/all: there is nothing there" in result.stderr
+    assert json.loads((Path(config.output.uri) / "status.json").read_text())["exit_code"] == 2
     result = run_job([*job_arguments(config), "--encode.batch_size=0"], ray_tmp)
     assert result.returncode == 2
     assert "encode.batch_size" in result.stderr

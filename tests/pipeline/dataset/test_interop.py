@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
@@ -25,7 +24,8 @@ def test_pyarrow_reads_the_same_latents_and_the_folders_as_partitions(storage: S
 
 
 def test_duckdb_reads_the_same_latents(storage: Storage, published: Manifest) -> None:
-    duckdb = pytest.importorskip("duckdb")
+    import duckdb
+
     rows = duckdb.sql(f"select sample_id, vae_latent_bytes from '{storage.uri}/data/**/*.parquet'").fetchall()
     assert dict(rows) == LATENTS
     counted = duckdb.sql(f"select count(*) from '{storage.uri}/data/**/*.parquet' where psnr > 35").fetchall()
@@ -33,7 +33,8 @@ def test_duckdb_reads_the_same_latents(storage: Storage, published: Manifest) ->
 
 
 def test_polars_reads_the_same_latents(storage: Storage, published: Manifest) -> None:
-    polars = pytest.importorskip("polars")
+    import polars
+
     frame = polars.read_parquet(f"{storage.uri}/data/**/*.parquet", columns=["sample_id", "vae_latent_bytes"])
     assert dict(frame.iter_rows()) == LATENTS
 
@@ -42,7 +43,8 @@ def test_huggingface_loads_the_folder_and_only_its_samples(
     storage: Storage, published: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    datasets: Any = pytest.importorskip("datasets")
+    import datasets
+
     loaded = datasets.load_dataset(storage.uri, split="train", cache_dir=str(tmp_path / "hf"))
     assert dict(zip(loaded["sample_id"], loaded["vae_latent_bytes"], strict=True)) == LATENTS
     streamed = datasets.load_dataset(storage.uri, split="train", streaming=True, cache_dir=str(tmp_path / "hf"))
