@@ -163,19 +163,37 @@ def test_quant_convs_fit_the_latent_where_those_of_diffusers_do_not() -> None:
         broken.encode(x)
 
 
+PUBLISHED: dict[str, Any] = {
+    "block_out_channels": (128, 256, 256, 512),
+    "latent_channels": 16,
+    "layers_per_block": 3,
+    "norm_num_groups": 32,
+    "norm_eps": 1e-6,
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_frames", "size"), [(9, 96), (49, 32)])
+@pytest.mark.parametrize(
+    ("dtype", "bound", "num_frames", "size"),
+    [(torch.float64, EXACT, 9, 32), (torch.float32, 1e-5, 9, 96), (torch.float32, 1e-5, 49, 32)],
+)
 @torch.no_grad()
-def test_the_published_shape_gives_diffusers_numbers(num_frames: int, size: int) -> None:
-    full = {
-        "block_out_channels": (128, 256, 256, 512),
-        "latent_channels": 16,
-        "layers_per_block": 3,
-        "norm_num_groups": 32,
-        "norm_eps": 1e-6,
-    }
-    ours, reference = make_pair(torch.float32, **full)
-    x = torch.randn(1, 3, num_frames, size, size)
-    z = torch.randn(1, 16, (num_frames - 1) // 4 + 1, size // 8, size // 8)
-    assert relative_error(moments(ours, x), moments(reference, x)) < 1e-5
-    assert relative_error(ours.decode(z).sample, reference.decode(z).sample) < 1e-5
+def test_the_published_shape_gives_diffusers_numbers(dtype: torch.dtype, bound: float, num_frames: int, size: int) -> None:
+    ours, reference = make_pair(dtype, **PUBLISHED)
+    x = torch.randn(1, 3, num_frames, size, size, dtype=dtype)
+    z = torch.randn(1, 16, (num_frames - 1) // 4 + 1, size // 8, size // 8, dtype=dtype)
+    assert relative_error(moments(ours, x), moments(reference, x)) < bound
+    assert relative_error(ours.decode(z).sample, reference.decode(z).sample) < bound
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_published_shape_in_bf16_is_as_close_to_the_truth_as_diffusers() -> None:
+    ours, reference = make_pair(torch.bfloat16, **PUBLISHED)
+    truth = AutoencoderKLCogVideoX.from_config(reference.config).double()
+    truth.load_state_dict(reference.state_dict())
+    x = torch.randn(1, 3, 9, 32, 32).bfloat16()
+    z = torch.randn(1, 16, 3, 4, 4).bfloat16()
+    encoded, decoded = moments(truth, x.double()), truth.decode(z.double()).sample
+    assert relative_error(moments(ours, x), encoded) <= 1.05 * relative_error(moments(reference, x), encoded)
+    assert relative_error(ours.decode(z).sample, decoded) <= 1.05 * relative_error(reference.decode(z).sample, decoded)
