@@ -38,8 +38,8 @@ class SabotagedEngine:
         self._calls_left -= 1
         if self._calls_left == 0 and not self._mark.exists():
             self._mark.touch()
-            if self._action == "die":
-                os.kill(os.getpid(), signal.SIGKILL)
+            if self._action in ("die", "hang"):
+                os.kill(os.getpid(), signal.SIGKILL if self._action == "die" else signal.SIGSTOP)
             raise RuntimeError("sabotage")
         return self._engine.encode(clips)
 
@@ -97,6 +97,14 @@ def test_an_actor_killed_in_the_middle_of_a_shard_leaves_the_same_rows(make_conf
     rows = read_rows(Path(config.output.uri))
     assert len(rows) > 90
     assert rows == read_rows(Path(undisturbed.output.uri))
+
+
+def test_an_actor_that_hangs_is_replaced(make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.pool.ANSWER_DEADLINE_S", 5.0)
+    config = make_config(cluster={"actors": 1})
+    assert run_encode(config, functools.partial(load_sabotaged, tmp_path / "hung", "hang", 2)) == ExitCode.COMPLETE
+    assert (tmp_path / "hung").exists()
+    assert outcome(config)["written"] == 4
 
 
 def test_an_engine_that_raises_once_costs_an_attempt_and_no_clip(make_config: Any, tmp_path: Path) -> None:
