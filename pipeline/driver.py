@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import ray
@@ -24,6 +23,7 @@ from pipeline.admission import check_output, check_recipe, check_settings
 from pipeline.cluster import ClusterSession, plan_actors, stop_on_signals
 from pipeline.config import RunConfig
 from pipeline.dataset.manifest import read_manifest
+from pipeline.dataset.ordered_map import ordered_map
 from pipeline.dataset.publish import DatasetInfo, publish_dataset
 from pipeline.dataset.schema import build_schema
 from pipeline.dataset.writer import DATA_FOLDER, read_summary, shard_path
@@ -166,10 +166,13 @@ class EncodeRun:
         shards = [shard for generation in generations for shard in read_shards(self.storage, generation)]
         paths = {shard.shard_id: shard_path(shard.bucket.key, shard.index, shard.shard_id) for shard in shards}
         done = [shard for shard in shards if paths[shard.shard_id] in present]
-        with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-            read = pool.map(lambda s: read_summary(self.storage, paths[s.shard_id], present[paths[s.shard_id]]), done)
-            for shard, summary in zip(done, read, strict=True):
-                self._add(shard, summary)
+
+        def read(shard: ShardRef) -> ShardSummary:
+            path = paths[shard.shard_id]
+            return read_summary(self.storage, path, present[path])
+
+        for shard, summary in zip(done, ordered_map(read, done, _FOOTER_THREADS), strict=True):
+            self._add(shard, summary)
         self.account.planned = sum(generation.num_planned for generation in generations)
         for generation in generations:
             self.account.add_rejections(read_rejections(self.storage, generation))

@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.dataset.schema import REJECTION_SCHEMA
 from pipeline.dataset.shard_file import ShardFile
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.plan import PlannedClip, PlannedShard
@@ -62,18 +63,6 @@ _SHARD_SCHEMA = pa.schema(
         ("num_clips", pa.int64()),
         ("file", pa.string()),
         ("row_group", pa.int64()),
-    ]
-)
-REJECTION_SCHEMA = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("uri", pa.string()),
-        ("frame_start", pa.int64()),
-        ("frame_end", pa.int64()),
-        ("status", pa.string()),
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
     ]
 )
 

@@ -99,14 +99,14 @@ class ProgressReport:
         rate, _ = self._meter.rates()
         self._show("probing", done, total, f"{rate:.1f} videos/s eta {_duration(total - done, rate)}")
 
-    def encoded(self, account: Account, clips: int, frames: int, waiting: str = "") -> None:
+    def encoded(self, account: Account, clips: int, frames: int) -> None:
         """Clips and frames are the actors' totals, which run ahead of what is committed."""
         if self._phase != "encoding":
             self._phase, self._meter = "encoding", RateMeter()
         self._meter.add(clips, frames)
         clip_rate, frame_rate = self._meter.rates()
         done = account.planned - account.pending
-        tail = f"{clip_rate:.2f} clips/s {frame_rate:.0f} frames/s eta {_duration(account.pending, clip_rate)}{waiting}"
+        tail = f"{clip_rate:.2f} clips/s {frame_rate:.0f} frames/s eta {_duration(account.pending, clip_rate)}"
         self._show("encoding", done, account.planned, tail)
         self._tell_reasons(account)
 

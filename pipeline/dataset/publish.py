@@ -19,7 +19,7 @@ from pipeline.dataset.card import dataset_card
 from pipeline.dataset.index import index_shard
 from pipeline.dataset.manifest import MANIFEST_PATH, IndexFile, Manifest
 from pipeline.dataset.ordered_map import ordered_map
-from pipeline.dataset.schema import describe_schema
+from pipeline.dataset.schema import REJECTION_SCHEMA, describe_schema
 from pipeline.dataset.shard_file import ShardFile
 from pipeline.errors import DatasetError
 from pipeline.storage import Storage
@@ -31,12 +31,6 @@ CARD_PATH = "README.md"
 
 _ROWS_PER_PIECE = 1 << 18
 _ROWS_PER_BATCH = 1 << 14
-_QUARANTINE_SCHEMA = pa.schema(
-    [
-        pa.field(f.name, pa.int64() if f.name in ("frame_start", "frame_end") else pa.string(), nullable=False)
-        for f in dataclasses.fields(Rejection)
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +161,7 @@ class _QuarantineTable:
         self.data = b""
         self._batch: list[Rejection] = []
         self._sink = pa.BufferOutputStream()
-        self._writer = pq.ParquetWriter(self._sink, _QUARANTINE_SCHEMA, compression="zstd")
+        self._writer = pq.ParquetWriter(self._sink, REJECTION_SCHEMA, compression="zstd")
 
     def add(self, rejection: Rejection) -> None:
         self.counts[rejection.status] += 1
@@ -179,7 +173,7 @@ class _QuarantineTable:
         rows = [dataclasses.asdict(rejection) for rejection in self._batch]
         self._batch.clear()
         if rows:
-            self._writer.write_table(pa.Table.from_pylist(rows, schema=_QUARANTINE_SCHEMA))
+            self._writer.write_table(pa.Table.from_pylist(rows, schema=REJECTION_SCHEMA))
 
     def __enter__(self) -> _QuarantineTable:
         return self
