@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.account import ExitCode
 from pipeline.command_line import parse_command_line
-from pipeline.driver import run_encode
+from pipeline.driver import run_work
+from pipeline.encode_work import EncodeWork
 from pipeline.errors import ConfigError, PipelineError, RunRefusedError
 from pipeline.progress import LogHandler
 
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> int:
         logging.getLogger(package).setLevel(config.run.log_level.upper())
     logging.getLogger("huggingface_hub").setLevel("ERROR")  # it prints its retries by itself
     try:
-        return run_encode(config)
+        return run_work(EncodeWork(config))
     except (ConfigError, RunRefusedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return ExitCode.USAGE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pipeline.config import RunConfig
+from pipeline.config import JobConfig
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import RunRefusedError
 from pipeline.plan_store import Generation
@@ -16,20 +16,26 @@ _OF_A_RUN_THAT_DIED_EARLY = {"plan", "status.json", "run.yaml"}
 _RAY_COPY = "/runtime_resources/working_dir_files/"
 
 
-def check_output(storage: Storage, generations: list[Generation]) -> None:
-    """An output is a dataset with a plan, or a folder with nothing in it.
+def check_output(storage: Storage, generations: list[Generation], work: str) -> None:
+    """An output has a plan of the same kind of work, or is a folder with nothing in it.
 
     Raises:
-        RunRefusedError: it holds other files, a dataset without a plan, or is in a folder that Ray deletes.
+        RunRefusedError: it holds other files, a dataset without a plan, what another kind of job makes, or is in a
+            folder that Ray deletes.
     """
     if storage.is_local and _RAY_COPY in os.path.abspath(storage.uri) + "/":
         raise RunRefusedError(
             f"{storage.uri} is in Ray's temporary copy of the working directory and would be deleted with it; "
             "give output.uri as an absolute path or in object storage"
         )
+    for generation in generations:
+        if generation.work != work:
+            raise RunRefusedError(
+                f"{storage.uri} is the output of a job that {generation.work}s, this one {work}s; choose another output.uri"
+            )
     if generations:
         return
-    if read_manifest(storage) is not None:
+    if work == "encode" and read_manifest(storage) is not None:
         raise RunRefusedError(
             f"{storage.uri} holds a finished dataset without a plan, such as a merged one; choose another output.uri"
         )
@@ -48,7 +54,7 @@ def check_recipe(storage: Storage, generations: list[Generation], recipe: Recipe
             )
 
 
-def check_settings(storage: Storage, generations: list[Generation], config: RunConfig) -> None:
+def check_settings(storage: Storage, generations: list[Generation], config: JobConfig) -> None:
     """A plan stands once it is made. Raises: RunRefusedError: this run asks for another one, without ``--append``."""
     ours = config.plan_settings()
     if not generations or config.run.append or any(generation.settings == ours for generation in generations):

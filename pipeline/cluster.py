@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.config import RunConfig
+from pipeline.config import JobConfig
 from pipeline.errors import ConfigError
 from pipeline.status import STATUS_PATH
 
@@ -83,7 +83,7 @@ def ray_cluster() -> Iterator[None]:
 class ClusterSession(contextlib.ExitStack):
     """Joins the cluster when it is first needed and leaves it at the end: who has nothing to do starts no Ray."""
 
-    def __init__(self, config: RunConfig, stop: threading.Event) -> None:
+    def __init__(self, config: JobConfig, stop: threading.Event) -> None:
         super().__init__()
         self._config = config
         self._stop = stop
@@ -123,7 +123,7 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def check_shared_paths(config: RunConfig) -> None:
+def check_shared_paths(config: JobConfig) -> None:
     """Make sure that every node sees the run's local files, which lie on a shared disk or are no use.
 
     Otherwise each video that another node should probe would be quarantined as not found.
@@ -150,7 +150,7 @@ def _missing_paths(paths: list[str]) -> list[str]:
     return [path for path in paths if not os.path.exists(path)]
 
 
-def _local_paths(config: RunConfig) -> Iterator[str]:
+def _local_paths(config: JobConfig) -> Iterator[str]:
     """What the run reads and writes on disk; of the output a file that the driver has just written."""
     for uri in (config.input.uri, f"{config.output.uri}/{STATUS_PATH}", config.vae.weights):
         if "://" not in uri or uri.startswith("file://"):
@@ -160,7 +160,7 @@ def _local_paths(config: RunConfig) -> Iterator[str]:
             yield os.path.abspath(folder)
 
 
-def plan_actors(config: RunConfig) -> ActorResources:
+def plan_actors(config: JobConfig) -> ActorResources:
     """Share the cluster's GPUs, or its cores, among the actors.
 
     Raises:
@@ -192,7 +192,7 @@ def plan_actors(config: RunConfig) -> ActorResources:
     )
 
 
-def _frame_budget(config: RunConfig, actors: int) -> int:
+def _frame_budget(config: JobConfig, actors: int) -> int:
     """Frames beyond half of the object store would spill to disk."""
     asked = config.cluster.frame_budget_bytes
     share = int(ray.cluster_resources().get("object_store_memory", 0) / 2 / actors)

@@ -41,7 +41,27 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
 
-class InputConfig(Section):
+class SourceConfig(Section):
+    """Where a job's input comes from."""
+
+    uri: str
+    """What to read, on any fsspec URL."""
+    limit: PositiveInt | None = None
+    """Plan so many new items at most. Also written --limit."""
+    storage_options: StorageOptions = Field(default_factory=dict)
+    """Passed to fsspec for the input, such as {endpoint_url: ...}. Credentials belong in the environment."""
+
+
+class DestinationConfig(Section):
+    """Where a job's output goes."""
+
+    uri: str
+    """Folder of the output, on any fsspec URL."""
+    storage_options: StorageOptions = Field(default_factory=dict)
+    """Passed to fsspec for the output."""
+
+
+class InputConfig(SourceConfig):
     """Where the videos come from."""
 
     uri: str
@@ -54,11 +74,9 @@ class InputConfig(Section):
     """Table column that holds the video's path; relative paths start at the table's folder."""
     limit: PositiveInt | None = None
     """Stop listing after so many new videos. Also written --limit."""
-    storage_options: StorageOptions = Field(default_factory=dict)
-    """Passed to fsspec for the input, such as {endpoint_url: ...}. Credentials belong in the environment."""
 
 
-class OutputConfig(Section):
+class OutputConfig(DestinationConfig):
     """Where the latents go, and in which form."""
 
     uri: str
@@ -75,8 +93,6 @@ class OutputConfig(Section):
     """Aimed size of one Parquet object."""
     row_group_bytes: PositiveInt = 24 << 20
     """Aimed size of one row group."""
-    storage_options: StorageOptions = Field(default_factory=dict)
-    """Passed to fsspec for the output."""
 
 
 class VaeConfig(Section):
@@ -134,7 +150,7 @@ class DecodeConfig(Section):
     """Codec threads of one decoding task."""
 
 
-class EncodeConfig(Section):
+class WorkConfig(Section):
     """The work of one actor."""
 
     batch_size: PositiveInt = 1
@@ -143,6 +159,11 @@ class EncodeConfig(Section):
     """Times that one shard is tried before the run gives it up."""
     deterministic: bool = False
     """Ask for bit-equal results on a GPU, at some cost in speed. A CPU is always deterministic."""
+
+
+class EncodeConfig(WorkConfig):
+    """The work of one actor."""
+
     qa_share: float = Field(default=0.0, ge=0, le=1)
     """Share of clips that are also decoded to measure PSNR. Costs about two encodings each."""
 
@@ -177,8 +198,8 @@ class RunControlConfig(Section):
     """Seconds between progress lines."""
 
 
-class RunConfig(BaseSettings):
-    """Everything that one run of the encode job needs."""
+class Settings(BaseSettings):
+    """What every entry point has: given by a YAML file and dotted options, never by the environment."""
 
     model_config = SettingsConfigDict(
         extra="forbid",
@@ -188,15 +209,6 @@ class RunConfig(BaseSettings):
         cli_hide_none_type=True,
         nested_model_default_partial_update=True,
     )
-
-    input: InputConfig
-    output: OutputConfig
-    vae: VaeConfig
-    clip: ClipConfig = ClipConfig()
-    decode: DecodeConfig = DecodeConfig()
-    encode: EncodeConfig = EncodeConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    run: RunControlConfig = RunControlConfig()
 
     @classmethod
     def settings_customise_sources(
@@ -209,6 +221,44 @@ class RunConfig(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # The environment is no source: a variable named INPUT must not become a setting.
         return (init_settings,)
+
+    def to_public_dict(self) -> dict[str, Any]:
+        """The settings as YAML holds them, with secrets in storage options and addresses replaced."""
+        sections = self.model_dump(mode="json").items()
+        return {section: {name: redact(value) for name, value in values.items()} for section, values in sections}
+
+
+class JobConfig(Settings):
+    """What the driver must know of a job, whatever its work is. Sections of the same names add to these."""
+
+    input: SourceConfig
+    output: DestinationConfig
+    vae: VaeConfig
+    cluster: ClusterConfig = ClusterConfig()
+    run: RunControlConfig = RunControlConfig()
+
+    @property
+    def work(self) -> WorkConfig:
+        """The section that says how actors work."""
+        raise NotImplementedError
+
+    def plan_settings(self) -> dict[str, Any]:
+        """The settings that decide what is planned, as JSON holds them."""
+        return self._dotted("input")
+
+    def _dotted(self, *sections: str) -> dict[str, Any]:
+        values = {name: getattr(self, name).model_dump(mode="json", exclude={"storage_options"}) for name in sections}
+        return {f"{section}.{name}": value for section, settings in values.items() for name, value in settings.items()}
+
+
+class RunConfig(JobConfig):
+    """Everything that one run of the encode job needs."""
+
+    input: InputConfig
+    output: OutputConfig
+    clip: ClipConfig = ClipConfig()
+    decode: DecodeConfig = DecodeConfig()
+    encode: EncodeConfig = EncodeConfig()
 
     @model_validator(mode="after")
     def _budget_holds_a_batch(self) -> RunConfig:
@@ -229,18 +279,12 @@ class RunConfig(BaseSettings):
     def stored_dtype(self) -> str:
         return self.output.dtype or self.vae.dtype
 
-    def plan_settings(self) -> dict[str, Any]:
-        """The settings that decide what is planned, as JSON holds them."""
-        sections = {"input": self.input.model_dump(mode="json"), "clip": self.clip.model_dump(mode="json")}
-        del sections["input"]["storage_options"]
-        return {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
+    @property
+    def work(self) -> WorkConfig:
+        return self.encode
 
-    def to_public_dict(self) -> dict[str, Any]:
-        """The settings as YAML holds them, with secrets in storage options replaced."""
-        values = self.model_dump(mode="json")
-        for section in ("input", "output", "vae"):
-            values[section] = {name: redact(value) for name, value in values[section].items()}
-        return values
+    def plan_settings(self) -> dict[str, Any]:
+        return self._dotted("input", "clip")
 
 
 def redact(value: Any) -> Any:

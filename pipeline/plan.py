@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from pipeline.config import ClipConfig
 from pipeline.errors import TerminalError
@@ -19,14 +19,13 @@ MIN_SHARDS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProbedVideo:
-    """A listed video after probing: what it is, or why it cannot be used."""
+class ProbedFile:
+    """A listed file after probing: which it is, what the input says about it, or why it cannot be used."""
 
     uri: str
     size_bytes: int
     version: str
     columns: dict[str, Any] = field(default_factory=dict)
-    info: VideoInfo | None = None
     error: TerminalError | None = None
 
     @property
@@ -36,21 +35,56 @@ class ProbedVideo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProbedVideo(ProbedFile):
+    """A listed video, and what it is."""
+
+    info: VideoInfo | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedClip:
     """A clip with what passes through beside it."""
 
     clip: Clip
     columns: dict[str, Any]
 
+    @property
+    def sample_id(self) -> str:
+        return self.clip.sample_id
+
+    @property
+    def bucket_key(self) -> str:
+        return self.clip.bucket.key
+
+
+class PlannedItem(Protocol):
+    """What any kind of work plans: a clip to encode, a latent to decode."""
+
+    @property
+    def sample_id(self) -> str: ...
+
+    @property
+    def bucket_key(self) -> str:
+        """Names the shape; items of one shape are batched together."""
+        ...
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What passes through beside it."""
+        ...
+
+
+Item = TypeVar("Item", bound=PlannedItem)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedShard:
-    """Clips of one bucket that are encoded, committed and retried together."""
+class PlannedShard(Generic[Item]):
+    """Items of one shape that are worked on, committed and retried together."""
 
     shard_id: str
     index: int
-    bucket: Bucket
-    clips: tuple[PlannedClip, ...]
+    bucket_key: str
+    items: tuple[Item, ...]
 
 
 def plan_clips(
@@ -155,34 +189,34 @@ def _rejection(video: ProbedVideo, status: Status, stage: str, reason: str, deta
 
 
 def group_into_shards(
-    clips: Iterable[PlannedClip],
+    items: Iterable[Item],
     *,
     generation: int,
     recipe: str,
-    clip_bytes: Callable[[Bucket], int],
+    item_bytes: Callable[[Item], int],
     shard_bytes: int,
-) -> list[PlannedShard]:
-    """Split each bucket's clips, in order, into shards of about ``shard_bytes``.
+) -> list[PlannedShard[Item]]:
+    """Split the items of each shape, in order, into shards of about ``shard_bytes``.
 
-    A small input still makes 32 shards where it has the clips, so that many actors share the work and a
-    lost shard costs little. Clips of one bucket cost the same, so equal counts balance the work.
+    A small input still makes 32 shards where it has the items, so that many actors share the work and a
+    lost shard costs little. Items of one shape cost the same, so equal counts balance the work.
     """
-    by_bucket: dict[Bucket, list[PlannedClip]] = defaultdict(list)
-    for clip in clips:
-        by_bucket[clip.clip.bucket].append(clip)
-    total = sum(len(members) for members in by_bucket.values())
-    shards: list[PlannedShard] = []
-    for bucket, members in sorted(by_bucket.items()):
-        by_size = math.ceil(len(members) * clip_bytes(bucket) / shard_bytes)
+    by_shape: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        by_shape[item.bucket_key].append(item)
+    total = sum(len(members) for members in by_shape.values())
+    shards: list[PlannedShard[Item]] = []
+    for key, members in sorted(by_shape.items()):
+        by_size = math.ceil(len(members) * item_bytes(members[0]) / shard_bytes)
         by_share = min(len(members), math.ceil(MIN_SHARDS * len(members) / total))
         for part in _split_evenly(members, max(by_size, by_share)):
             index = len(shards)
-            shard_id = digest(generation, recipe, *(planned.clip.sample_id for planned in part))[:16]
-            shards.append(PlannedShard(shard_id=shard_id, index=index, bucket=bucket, clips=tuple(part)))
+            shard_id = digest(generation, recipe, *(item.sample_id for item in part))[:16]
+            shards.append(PlannedShard(shard_id=shard_id, index=index, bucket_key=key, items=tuple(part)))
     return shards
 
 
-def _split_evenly(members: list[PlannedClip], parts: int) -> Iterator[list[PlannedClip]]:
+def _split_evenly(members: list[Item], parts: int) -> Iterator[list[Item]]:
     """Consecutive runs whose lengths differ by one at most."""
     bounds = [round(part * len(members) / parts) for part in range(parts + 1)]
     return (members[start:end] for start, end in pairwise(bounds) if end > start)

@@ -99,7 +99,7 @@ class ActorPool:
                 if lease is None:
                     return
                 num_pending -= 1
-                slot.leases[slot.handle.encode_shard.remote(lease)] = lease
+                slot.leases[slot.handle.run_shard.remote(lease)] = lease
 
     def poll(self, timeout_s: float) -> list[Event]:
         """Wait until something happens, at most ``timeout_s``; returns what ended.

@@ -94,20 +94,20 @@ class ProgressReport:
             self._bar.stop()
 
     def probed(self, done: int, total: int) -> None:
-        """So many videos have been looked at, of so many."""
+        """So many input files have been looked at, of so many."""
         self._meter.add(done, 0)
         rate, _ = self._meter.rates()
-        self._show("probing", done, total, f"{rate:.1f} videos/s eta {_duration(total - done, rate)}")
+        self._show("probing", done, total, f"{rate:.1f} files/s eta {_duration(total - done, rate)}")
 
-    def encoded(self, account: Account, clips: int, frames: int) -> None:
+    def worked(self, phase: str, account: Account, clips: int, frames: int) -> None:
         """Clips and frames are the actors' totals, which run ahead of what is committed."""
-        if self._phase != "encoding":
-            self._phase, self._meter = "encoding", RateMeter()
+        if self._phase != phase:
+            self._phase, self._meter = phase, RateMeter()
         self._meter.add(clips, frames)
         clip_rate, frame_rate = self._meter.rates()
         done = account.planned - account.pending
         tail = f"{clip_rate:.2f} clips/s {frame_rate:.0f} frames/s eta {_duration(account.pending, clip_rate)}"
-        self._show("encoding", done, account.planned, tail)
+        self._show(phase, done, account.planned, tail)
         self._tell_reasons(account)
 
     def _show(self, phase: str, done: int, total: int | None, tail: str) -> None:

@@ -1,6 +1,6 @@
-"""What decides the value of a latent, as one fingerprint.
+"""What decides a result, as one fingerprint.
 
-Two runs with the same recipe may share a dataset; anything that changes a latent must change the
+Two runs with the same recipe may share an output; anything that changes a latent or a video must change the
 fingerprint, and nothing else may: a smaller batch still resumes.
 """
 
@@ -20,27 +20,12 @@ PIXELS_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that changes a stored tensor, apart from the clip itself."""
+    """Everything that changes a result, apart from the item itself. Each kind of work adds its own."""
 
     weights: str
     """Content hash of the weight files and of the model's configuration."""
     dtype: str
     tiling: str
-    stored_dtype: str
-    logvar: bool
-    first_frame: bool
-    pixels_version: int = PIXELS_VERSION
-
-    @classmethod
-    def from_config(cls, config: RunConfig, weights_fingerprint: str) -> Recipe:
-        return cls(
-            weights=weights_fingerprint,
-            dtype=config.vae.dtype,
-            tiling=config.vae.tiling,
-            stored_dtype=config.stored_dtype,
-            logvar=config.output.logvar,
-            first_frame=config.output.first_frame,
-        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -54,6 +39,27 @@ class Recipe:
             f"{name}: {other.get(name)!r} there, {ours.get(name)!r} here"
             for name in sorted(ours.keys() | other.keys())
             if ours.get(name) != other.get(name)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentRecipe(Recipe):
+    """What decides a stored latent."""
+
+    stored_dtype: str
+    logvar: bool
+    first_frame: bool
+    pixels_version: int = PIXELS_VERSION
+
+    @classmethod
+    def from_config(cls, config: RunConfig, weights_fingerprint: str) -> LatentRecipe:
+        return cls(
+            weights=weights_fingerprint,
+            dtype=config.vae.dtype,
+            tiling=config.vae.tiling,
+            stored_dtype=config.stored_dtype,
+            logvar=config.output.logvar,
+            first_frame=config.output.first_frame,
         )
 
 

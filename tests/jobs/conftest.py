@@ -6,7 +6,7 @@ import gc
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,11 @@ import pytest
 import torch
 
 from cogvae import AutoencoderKLCogVideoX
+from pipeline.account import ExitCode
 from pipeline.config import RunConfig
+from pipeline.driver import run_work
+from pipeline.encode_work import EncodeWork
+from pipeline.engine import Engine, load_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIPS = ROOT / "configs" / "quickstart" / "clips"
@@ -95,6 +99,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         warnings.simplefilter("ignore", ResourceWarning)
         ray.shutdown()
         gc.collect()
+
+
+def run_encode(config: RunConfig, make_engine: Callable[..., Engine] = load_engine) -> ExitCode:
+    return run_work(EncodeWork(config, make_engine))
 
 
 def read_rows(dataset: Path) -> dict[str, dict[str, Any]]:

@@ -16,11 +16,10 @@ import pytest
 from pipeline.account import ExitCode
 from pipeline.config import RunConfig
 from pipeline.dataset import LatentDataset
-from pipeline.driver import run_encode
 from pipeline.engine import Engine, load_engine
 from pipeline.errors import ConfigError, DatasetError, RunRefusedError
 from pipeline.types import EncodedClip, Frames
-from tests.jobs.conftest import CLIPS, GOOD_CLIPS, read_quarantine, read_rows
+from tests.jobs.conftest import CLIPS, GOOD_CLIPS, read_quarantine, read_rows, run_encode
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

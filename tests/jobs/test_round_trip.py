@@ -14,10 +14,10 @@ import torch
 
 from pipeline.config import RunConfig
 from pipeline.dataset import LatentDataset
-from pipeline.driver import run_encode
 from pipeline.engine import VaeEngine, load_engine
 from pipeline.show import decode_sample, describe
 from pipeline.types import TensorBytes
+from tests.jobs.conftest import run_encode
 
 Row = dict[str, Any]
 

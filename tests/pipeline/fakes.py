@@ -179,5 +179,11 @@ def make_video(name: str = "a.mp4", *, error: TerminalError | None = None, **inf
 
 def make_shard_ref(number: int) -> ShardRef:
     return ShardRef(
-        generation=0, shard_id=f"{number:016x}", index=number, bucket=SMALL, num_clips=1, file="clips.parquet", row_group=number
+        generation=0,
+        shard_id=f"{number:016x}",
+        index=number,
+        bucket_key=SMALL.key,
+        num_clips=1,
+        file="clips.parquet",
+        row_group=number,
     )

@@ -152,9 +152,11 @@ def test_sample_id_changes_with_nothing_else() -> None:
 # Shards
 
 
-def group(clips: list[PlannedClip], *, clip_bytes: int = 1, shard_bytes: int = 100, **changes: Any) -> list[PlannedShard]:
+def group(
+    clips: list[PlannedClip], *, clip_bytes: int = 1, shard_bytes: int = 100, **changes: Any
+) -> list[PlannedShard[PlannedClip]]:
     identity = {"generation": 0, "recipe": "recipe"} | changes
-    return group_into_shards(clips, clip_bytes=lambda bucket: clip_bytes, shard_bytes=shard_bytes, **identity)
+    return group_into_shards(clips, item_bytes=lambda item: clip_bytes, shard_bytes=shard_bytes, **identity)
 
 
 @given(
@@ -169,18 +171,18 @@ def test_shards_hold_every_clip_once_in_order_and_are_balanced(buckets: list[Buc
     assert len({shard.shard_id for shard in shards}) == len(shards)
     assert len(shards) >= min(32, len(clips))
     for bucket in set(buckets):
-        own = [shard for shard in shards if shard.bucket == bucket]
-        assert [clip for shard in own for clip in shard.clips] == [clip for clip in clips if clip.clip.bucket == bucket]
-        sizes = [len(shard.clips) for shard in own]
+        own = [shard for shard in shards if shard.bucket_key == bucket.key]
+        assert [clip for shard in own for clip in shard.items] == [clip for clip in clips if clip.clip.bucket == bucket]
+        sizes = [len(shard.items) for shard in own]
         assert max(sizes) - min(sizes) <= 1
         assert min(sizes) >= 1
         assert max(sizes) == 1 or max(sizes) * clip_bytes < shard_bytes + clip_bytes
-    assert sum(Counter(shard.bucket for shard in shards).values()) == len(shards)
+    assert sum(Counter(shard.bucket_key for shard in shards).values()) == len(shards)
 
 
 def test_large_input_makes_shards_of_about_the_size_asked_for() -> None:
     shards = group([make_clip(number) for number in range(10_000)], clip_bytes=1, shard_bytes=100)
-    assert [len(shard.clips) for shard in shards] == [100] * 100
+    assert [len(shard.items) for shard in shards] == [100] * 100
 
 
 def test_shard_id_follows_from_generation_recipe_and_clips() -> None:

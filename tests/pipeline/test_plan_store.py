@@ -12,27 +12,27 @@ import pytest
 
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.plan import PlannedClip, PlannedShard
+from pipeline.plan_rows import CLIP_ROWS
 from pipeline.plan_store import (
     Generation,
-    column_schema,
     publish_generation,
-    read_clips,
     read_generations,
-    read_known_videos,
+    read_items,
+    read_known_files,
     read_rejections,
     read_shards,
 )
-from pipeline.recipe import Recipe, digest
+from pipeline.recipe import LatentRecipe, digest
 from pipeline.storage import Storage
 from pipeline.types import Rejection
 from tests.pipeline.fakes import SMALL, make_clip
 
-RECIPE = Recipe(weights="w", dtype="float32", tiling="exact", stored_dtype="float32", logvar=True, first_frame=False)
+RECIPE = LatentRecipe(weights="w", dtype="float32", tiling="exact", stored_dtype="float32", logvar=True, first_frame=False)
 CAPTION = pa.schema([("caption", pa.string())])
 
 
-def make_shard(index: int, *clips: PlannedClip) -> PlannedShard:
-    return PlannedShard(shard_id=f"{index:016x}", index=index, bucket=SMALL, clips=clips)
+def make_shard(index: int, *clips: PlannedClip) -> PlannedShard[PlannedClip]:
+    return PlannedShard(shard_id=f"{index:016x}", index=index, bucket_key=SMALL.key, items=clips)
 
 
 def make_rejection(number: int, status: Any = "filtered") -> Rejection:
@@ -50,19 +50,26 @@ def make_rejection(number: int, status: Any = "filtered") -> Rejection:
 
 def publish(
     storage: Storage,
-    shards: list[PlannedShard],
+    shards: list[PlannedShard[PlannedClip]],
     *,
     number: int = 0,
     rejections: list[Rejection] | None = None,
     columns: pa.Schema = CAPTION,
 ) -> Generation:
     return publish_generation(
-        storage, number, shards, rejections or [], recipe=RECIPE, settings={"input.uri": "videos"}, columns=columns
+        storage,
+        number,
+        shards,
+        rejections or [],
+        rows=CLIP_ROWS,
+        recipe=RECIPE,
+        settings={"input.uri": "videos"},
+        columns=columns,
     )
 
 
 def read_all_clips(storage: Storage, generation: Generation) -> list[list[PlannedClip]]:
-    return [read_clips(storage, shard) for shard in read_shards(storage, generation)]
+    return [read_items(storage, shard, CLIP_ROWS) for shard in read_shards(storage, generation)]
 
 
 # Round trip
@@ -194,67 +201,17 @@ def test_videos_of_earlier_generations_are_known_with_or_without_clips(output: S
     clips = [make_clip(number) for number in range(3)]
     publish(output, [make_shard(0, *clips[:2])], rejections=[make_rejection(0)])
     publish(output, [make_shard(1, clips[2])], number=1)
-    known = read_known_videos(output, read_generations(output))
+    known = read_known_files(output, read_generations(output))
     keys = {digest(c.clip.uri, c.clip.size_bytes, c.clip.version) for c in clips}
     assert known == keys | {"key-0"}
-    assert read_known_videos(output, []) == set()
+    assert read_known_files(output, []) == set()
 
 
-# Column types
+# Values of columns
 
 
 def schema_of(*fields: tuple[str, pa.DataType]) -> pa.Schema:
     return pa.schema(list(fields))
-
-
-@pytest.mark.parametrize(
-    ("values", "kind"),
-    [
-        ([1, 2], pa.int64()),
-        ([1, 2.5], pa.float64()),
-        ([True, None], pa.bool_()),
-        (["a", "b"], pa.string()),
-        ([1, "a"], pa.string()),
-        ([True, 1], pa.string()),
-        ([{"a": 1}], pa.string()),
-        ([None], pa.string()),
-    ],
-)
-def test_type_of_a_column_without_one_is_that_of_its_values_or_text(values: list[Any], kind: pa.DataType) -> None:
-    found = column_schema([{"x": value} for value in values], None, None)
-    assert found == schema_of(("x", kind), ("caption", pa.string()))
-
-
-def test_caption_is_always_a_column_of_files() -> None:
-    assert column_schema([{}], None, None) == CAPTION
-    assert column_schema([], None, None) == CAPTION
-
-
-def test_declared_types_count_and_a_column_of_nothing_is_text() -> None:
-    declared = schema_of(("a", pa.int8()), ("b", pa.null()))
-    assert column_schema([{"a": 1.5}], declared, None) == schema_of(("a", pa.int8()), ("b", pa.string()))
-
-
-def test_first_generation_fixes_the_types() -> None:
-    fixed = schema_of(("caption", pa.string()), ("views", pa.int64()))
-    assert column_schema([{"caption": "x"}], None, fixed) is fixed
-    assert column_schema([], schema_of(("views", pa.int64())), fixed) is fixed
-    assert column_schema([], schema_of(("views", pa.null())), fixed) is fixed
-
-
-def test_column_that_the_dataset_has_not_is_an_error_that_names_those_it_has() -> None:
-    with pytest.raises(ConfigError, match=r"column 'tags' is not in this dataset \(its columns: caption\)"):
-        column_schema([{"tags": "x"}], None, CAPTION)
-
-
-def test_declared_type_that_the_dataset_has_not_is_an_error_that_names_both() -> None:
-    with pytest.raises(ConfigError, match="column 'caption' is int64 here and string in this dataset"):
-        column_schema([], schema_of(("caption", pa.int64())), CAPTION)
-
-
-def test_values_of_several_kinds_are_told_once_a_column(caplog: pytest.LogCaptureFixture) -> None:
-    column_schema([{"score": 1, "n": 1}, {"score": "high", "n": 2.5}, {"score": None, "n": None}, {"score": 2}], None, None)
-    assert caplog.messages == ["column score holds int and str: stored as text"]
 
 
 def test_whole_number_that_a_float_cannot_hold_exactly_is_rounded(output: Storage) -> None:

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from pipeline.clip_planning import ClipPlanner
 from pipeline.engine import ModelInfo
 from pipeline.errors import ConfigError, TerminalError, TransientError
 from pipeline.inputs import stat_input
 from pipeline.plan import ProbedVideo
-from pipeline.plan_store import Generation, read_clips, read_generations, read_rejections, read_shards
-from pipeline.planning import Batch, Planner, _split
-from pipeline.recipe import Recipe
+from pipeline.plan_rows import CLIP_ROWS
+from pipeline.plan_store import Generation, read_generations, read_items, read_rejections, read_shards
+from pipeline.planning import Batch, _split
+from pipeline.recipe import LatentRecipe
 from pipeline.sources import SourceItem
 from pipeline.storage import Storage
 from pipeline.types import VideoInfo
@@ -74,11 +76,11 @@ class Workplace:
             output={"uri": self.output.uri},
             clip={"buckets": ["9x64x64@8"]},
         )
-        planner = Planner(
+        planner = ClipPlanner(
             config=config,
             storage=self.output,
             model=MODEL,
-            recipe=Recipe.from_config(config, MODEL.fingerprint),
+            recipe=LatentRecipe.from_config(config, MODEL.fingerprint),
             probe=probe or FakeProbe(),
             on_probed=lambda videos, total: None,
         )
@@ -88,7 +90,7 @@ class Workplace:
         """File names of a generation's clips, in plan order."""
         assert generation is not None
         shards = read_shards(self.output, generation)
-        return [planned.clip.uri.rpartition("/")[2] for shard in shards for planned in read_clips(self.output, shard)]
+        return [planned.clip.uri.rpartition("/")[2] for shard in shards for planned in read_items(self.output, shard, CLIP_ROWS)]
 
 
 @pytest.fixture
@@ -104,7 +106,7 @@ def test_clips_stand_in_listing_order_whatever_order_they_were_probed_in(work: W
     assert work.clips(generation) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4"]
     assert generation is not None
     assert (generation.number, generation.num_clips, generation.num_planned) == (0, 5, 5)
-    (first, *_) = read_clips(work.output, read_shards(work.output, generation)[0])
+    (first, *_) = read_items(work.output, read_shards(work.output, generation)[0], CLIP_ROWS)
     assert first.columns == {"caption": "beside a.mp4"}
 
 
@@ -203,7 +205,7 @@ def test_tables_columns_stay_with_their_video_and_are_not_sent_to_probing(work: 
     probe = FakeProbe()
     generation = work.plan(probe, uri=table)
     assert generation is not None
-    planned = [clip for shard in read_shards(work.output, generation) for clip in read_clips(work.output, shard)]
+    planned = [clip for shard in read_shards(work.output, generation) for clip in read_items(work.output, shard, CLIP_ROWS)]
     assert [(clip.clip.uri.rpartition("/")[2], clip.columns) for clip in planned] == [
         ("c.mp4", {"caption": "c", "views": 0}),
         ("a.mp4", {"caption": "a", "views": 1}),
@@ -235,11 +237,11 @@ def test_progress_is_told_as_videos_are_probed(work: Workplace) -> None:
     work.write("a.mp4", "b.mp4", "c.mp4")
     told: list[tuple[int, int]] = []
     config = make_config(input={"uri": str(work.input)}, clip={"buckets": ["9x64x64@8"]})
-    Planner(
+    ClipPlanner(
         config=config,
         storage=work.output,
         model=MODEL,
-        recipe=Recipe.from_config(config, "w"),
+        recipe=LatentRecipe.from_config(config, "w"),
         probe=FakeProbe(),
         on_probed=lambda videos, total: told.append((len(videos), total)),
     ).add_generation([])

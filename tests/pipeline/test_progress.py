@@ -33,9 +33,9 @@ def test_log_lines_come_at_intervals_and_say_how_far(caplog: pytest.LogCaptureFi
     with ProgressReport("log", every_s=3600) as report:
         report.probed(32, 100)
         report.probed(64, 100)
-    assert lines(caplog) == ["probing done=32 total=100 0.0 videos/s eta ?"]
+    assert lines(caplog) == ["probing done=32 total=100 0.0 files/s eta ?"]
     with ProgressReport("log", every_s=1e-9) as report:
-        report.encoded(Account(planned=10, written=4), 4, 196)
+        report.worked("encoding", Account(planned=10, written=4), 4, 196)
     assert lines(caplog)[1] == "encoding done=4 total=10 0.00 clips/s 0 frames/s eta ?"
 
 
@@ -44,7 +44,7 @@ def test_reason_of_what_is_left_out_is_told_when_its_count_grows(caplog: pytest.
     with ProgressReport("log", every_s=3600) as report:
         for count in (1, 1, 3):
             account.reasons["corrupt"] = count
-            report.encoded(account, 0, 0)
+            report.worked("encoding", account, 0, 0)
     assert [line for line in lines(caplog) if "left out" in line] == [
         "left out reason=corrupt count=1",
         "left out reason=corrupt count=3",
@@ -54,7 +54,7 @@ def test_reason_of_what_is_left_out_is_told_when_its_count_grows(caplog: pytest.
 def test_bar_shows_phase_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressReport("bar", every_s=1) as report:
         report.probed(32, 100)
-        report.encoded(Account(planned=10, written=4), 4, 196)
+        report.worked("encoding", Account(planned=10, written=4), 4, 196)
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "encoding" in shown.err

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.recipe import Recipe, digest
+from pipeline.recipe import LatentRecipe, digest
 from tests.pipeline.test_config import make_config
 
 
 def fingerprint(weights: str = "weights", **sections: dict[str, Any]) -> str:
-    return Recipe.from_config(make_config(**sections), weights).fingerprint
+    return LatentRecipe.from_config(make_config(**sections), weights).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_what_changes_no_tensor_leaves_the_fingerprint(sections: dict[str, Any])
 
 
 def test_differences_name_both_sides() -> None:
-    ours = Recipe.from_config(make_config(), "weights")
+    ours = LatentRecipe.from_config(make_config(), "weights")
     theirs: dict[str, object] = asdict(ours) | {"dtype": "float32", "older_field": 1}
     assert ours.differences(theirs) == "dtype: 'float32' there, 'bfloat16' here, older_field: 1 there, None here"
     assert ours.differences(dict(asdict(ours))) == ""

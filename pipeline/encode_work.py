@@ -1,0 +1,109 @@
+"""The encode job: videos in, a Parquet dataset of latents out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pipeline.account import Account
+from pipeline.actors import Meter
+from pipeline.clip_planning import ClipPlanner
+from pipeline.cluster import ActorResources
+from pipeline.config import RunConfig
+from pipeline.dataset.manifest import read_manifest
+from pipeline.dataset.publish import DatasetInfo, publish_dataset
+from pipeline.dataset.schema import build_schema
+from pipeline.dataset.writer import DATA_FOLDER, read_summary, shard_path
+from pipeline.encode_worker import EncodeSpec, EncodeWorker, probe_videos
+from pipeline.engine import Engine, ModelInfo, describe_model, load_engine
+from pipeline.plan import ProbedVideo
+from pipeline.plan_rows import CLIP_ROWS
+from pipeline.plan_store import Generation, ShardRef, read_rejections
+from pipeline.planning import ProbeBatches
+from pipeline.recipe import LatentRecipe
+from pipeline.report import REPORT_PATH, write_report
+from pipeline.sources import SourceItem
+from pipeline.storage import Storage
+from pipeline.types import ShardSummary
+
+
+@dataclass(slots=True)
+class EncodeWork:
+    """Implements ``Work``.
+
+    Args:
+        make_engine: what an actor calls to get its model; tests pass another.
+
+    Raises:
+        ConfigError: the weights are not usable.
+    """
+
+    config: RunConfig
+    make_engine: Callable[..., Engine] = load_engine
+    storage: Storage = field(init=False)
+    model: ModelInfo = field(init=False)
+    recipe: LatentRecipe = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.storage = Storage(self.config.output.uri, self.config.output.storage_options)
+        self.model = describe_model(self.config.vae)
+        self.recipe = LatentRecipe.from_config(self.config, self.model.fingerprint)
+
+    @property
+    def name(self) -> str:
+        return CLIP_ROWS.work
+
+    @property
+    def activity(self) -> str:
+        return "encoding"
+
+    @property
+    def commits(self) -> tuple[str, str]:
+        return DATA_FOLDER, ".parquet"
+
+    @property
+    def probe(self) -> Callable[[list[SourceItem]], list[ProbedVideo]]:
+        return functools.partial(probe_videos, self.config.decode, self.config.input.storage_options)
+
+    def planner(self, probe: ProbeBatches[ProbedVideo], on_probed: Callable[[list[ProbedVideo], int], None]) -> ClipPlanner:
+        return ClipPlanner(
+            config=self.config, storage=self.storage, model=self.model, recipe=self.recipe, probe=probe, on_probed=on_probed
+        )
+
+    def worker(self, generations: list[Generation], resources: ActorResources) -> Callable[[Meter], EncodeWorker]:
+        spec = EncodeSpec(
+            config=self.config,
+            recipe=self.recipe.fingerprint,
+            columns=generations[0].columns,
+            frame_budget_bytes=resources.frame_budget_bytes,
+            make_engine=functools.partial(
+                self.make_engine, self.config, self.model.fingerprint, resources.device, resources.threads
+            ),
+        )
+        return functools.partial(EncodeWorker, spec)
+
+    def commit_path(self, shard: ShardRef) -> str:
+        return shard_path(shard.bucket_key, shard.index, shard.shard_id)
+
+    def read_summary(self, path: str, size_bytes: int) -> ShardSummary:
+        return read_summary(self.storage, path, size_bytes)
+
+    def is_published(self, num_shards: int, account: Account) -> bool:
+        manifest = read_manifest(self.storage)
+        if manifest is None or not self.storage.exists(REPORT_PATH):
+            return False
+        found = (manifest.num_shards, manifest.num_samples, manifest.num_quarantined, manifest.num_filtered)
+        return found == (num_shards, account.written, account.quarantined, account.filtered)
+
+    def publish(self, generations: list[Generation], shards: list[tuple[str, ShardSummary]], account: Account) -> None:
+        output = self.config.output
+        info = DatasetInfo(
+            schema=build_schema(logvar=output.logvar, first_frame=output.first_frame, passthrough=generations[0].columns),
+            scaling_factor=self.model.scaling_factor,
+            dtype=self.config.stored_dtype,
+            model=self.config.vae.model,
+        )
+        rejections = (rejection for g in generations for rejection in read_rejections(self.storage, g))
+        manifest = publish_dataset(self.storage, shards, rejections, info)
+        write_report(self.storage, manifest, account)

@@ -1,0 +1,173 @@
+"""Encoding on the cluster's nodes: decode tasks on CPUs, and what a VAE actor does with a shard of clips."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import xxhash
+from ray import ObjectRef
+
+from pipeline.actors import Meter, get_result
+from pipeline.commit import commit_shard
+from pipeline.config import DecodeConfig, RunConfig
+from pipeline.dataset.schema import build_schema
+from pipeline.dataset.writer import ShardWriter
+from pipeline.decoder_process import DecoderProcess
+from pipeline.engine import Engine
+from pipeline.errors import TerminalError
+from pipeline.feed import Decoded, DecodeFeed, DecodeOrder
+from pipeline.inputs import fetch_input
+from pipeline.plan import ProbedVideo
+from pipeline.plan_rows import CLIP_ROWS
+from pipeline.plan_store import read_items
+from pipeline.probing import probe_items
+from pipeline.schedule import Lease
+from pipeline.shard import ShardEncoder
+from pipeline.sources import SourceItem
+from pipeline.storage import Storage
+from pipeline.types import Clip, DecodedClip, ShardSummary
+
+logger = logging.getLogger(__name__)
+
+_HASH_BLOCK_BYTES = 4 << 20
+
+
+@functools.lru_cache(maxsize=1)
+def _decoder_process(limits: str) -> DecoderProcess:
+    """The decoder of this worker process, kept from task to task. Takes the limits as JSON, to be hashable."""
+    return DecoderProcess(DecodeConfig.model_validate_json(limits))
+
+
+def probe_videos(limits: DecodeConfig, options: dict[str, Any], items: list[SourceItem]) -> list[ProbedVideo]:
+    """Probe a few videos, one after the other."""
+    decoder = _decoder_process(limits.model_dump_json())
+    return probe_items(items, decoder, options, tempfile.gettempdir())
+
+
+@ray.remote(num_cpus=1, max_retries=0)
+def decode_video(clips: list[Clip], limits: DecodeConfig, options: dict[str, Any]) -> Decoded | tuple[Decoded, ...]:
+    """Decode clips of one video. Returns one result a clip; alone, if there is one clip, as Ray wants it."""
+    try:
+        results = _decode_clips(clips, limits, options)
+    except TerminalError as error:
+        results = tuple(error for _ in clips)
+    return results if len(clips) > 1 else results[0]
+
+
+def _decode_clips(clips: list[Clip], limits: DecodeConfig, options: dict[str, Any]) -> tuple[Decoded, ...]:
+    first = clips[0]
+    name = first.uri.rpartition("/")[2]
+    with fetch_input(first.uri, options, tempfile.gettempdir()) as (path, found):
+        if (found.size_bytes, found.version) != (first.size_bytes, first.version):
+            raise TerminalError(
+                "fetch",
+                "changed",
+                f"{first.uri}: changed since it was planned ({first.size_bytes} bytes then, {found.size_bytes} now); "
+                "run again with --append to plan what it is now",
+            )
+        source_hash = _hash_file(path)
+        decoded = _decoder_process(limits.model_dump_json()).decode(str(path), name, clips)
+    return tuple(
+        result if isinstance(result, TerminalError) else DecodedClip(frames=result, source_hash=source_hash) for result in decoded
+    )
+
+
+def _hash_file(path: Path) -> str:
+    hasher = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK_BYTES):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeSpec:
+    """What encoding must know of the run."""
+
+    config: RunConfig
+    recipe: str
+    columns: pa.Schema
+    """Types of the columns that pass through."""
+    frame_budget_bytes: int
+    make_engine: Callable[[], Engine]
+
+
+class EncodeWorker:
+    """Encodes shards of clips into Parquet objects. Implements ``actors.Worker``."""
+
+    def __init__(self, spec: EncodeSpec, meter: Meter) -> None:
+        output = spec.config.output
+        self.spec = spec
+        self.meter = meter
+        self.storage = Storage(output.uri, output.storage_options)
+        self.engine = spec.make_engine()
+        self.schema = build_schema(logvar=output.logvar, first_frame=output.first_frame, passthrough=spec.columns)
+        self._feed = DecodeFeed(self._start_decoding, get_result, spec.frame_budget_bytes)
+        self._spool = tempfile.TemporaryDirectory(prefix="latents-")
+
+    @contextlib.contextmanager
+    def open(self, lease: Lease) -> Iterator[EncodeJob]:
+        """As ``Worker.open``: the decoding of the shard's videos begins."""
+        spool = Path(self._spool.name) / f"{lease.attempt_id}.parquet"
+        try:
+            with self._feed.order(read_items(self.storage, lease.shard, CLIP_ROWS)) as order:
+                yield EncodeJob(self, lease, order, spool)
+        finally:
+            spool.unlink(missing_ok=True)
+
+    def _start_decoding(self, clips: list[Clip]) -> list[ObjectRef]:
+        config = self.spec.config
+        task = decode_video.options(num_returns=len(clips))
+        refs = task.remote(clips, config.decode, config.input.storage_options)
+        return refs if isinstance(refs, list) else [refs]
+
+
+@dataclass(slots=True)
+class EncodeJob:
+    """One attempt at one shard of clips."""
+
+    worker: EncodeWorker
+    lease: Lease
+    order: DecodeOrder
+    spool: Path
+    _summary: ShardSummary | None = field(default=None, init=False)
+
+    def run(self) -> None:
+        spec, output = self.worker.spec, self.worker.spec.config.output
+        with ShardWriter(
+            self.spool, self.worker.schema, row_group_bytes=output.row_group_bytes, compression=output.compression
+        ) as writer:
+            encoder = ShardEncoder(
+                engine=self.worker.engine,
+                writer=writer,
+                config=spec.config.encode,
+                is_retry=self.lease.attempt > 1,
+                on_clips_done=self.worker.meter.add,
+            )
+            encoder.run(self.worker.meter.timed(self.order))
+            shard = self.lease.shard
+            self._summary = ShardSummary(
+                shard_id=shard.shard_id,
+                generation=shard.generation,
+                index=shard.index,
+                bucket_key=shard.bucket_key,
+                attempt_id=self.lease.attempt_id,
+                recipe=spec.recipe,
+                num_rows=writer.num_rows,
+                size_bytes=writer.size_bytes,
+                rejections=tuple(encoder.rejections),
+            )
+            writer.close(self._summary)
+
+    def commit(self) -> ShardSummary:
+        assert self._summary is not None, "commit before run"
+        return commit_shard(self.worker.storage, self.spool, self._summary)
