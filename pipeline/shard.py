@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from pipeline.batching import BatchRunner, Outcome
 from pipeline.config import EncodeConfig
 from pipeline.dataset.schema import build_row
 from pipeline.dataset.writer import ShardWriter
@@ -21,87 +22,40 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class ShardEncoder:
-    """Runs the model over one shard's clips.
-
-    Batches form in plan order from what could be decoded, never from what has arrived, so that the same
-    settings give the same batches and the same bytes.
-    """
+    """Runs the model over one shard's clips."""
 
     engine: Engine
     writer: ShardWriter
     config: EncodeConfig
     is_retry: bool
-    """On a second attempt a clip that raises is found by running its batch one by one, and quarantined."""
+    """Whether this is a second attempt, on which a clip may be blamed."""
     on_clips_done: Callable[[int, int], None]
     """Told after each batch: clips done, and pixel frames encoded."""
     rejections: list[Rejection] = field(default_factory=list)
-    _batch: list[tuple[PlannedClip, DecodedClip]] = field(default_factory=list)
 
     def run(self, clips: Iterable[tuple[PlannedClip, DecodedClip | TerminalError]]) -> None:
         """Encode every clip; afterwards each is a row of ``writer`` or one of ``rejections``."""
-        for planned, decoded in clips:
-            if isinstance(decoded, TerminalError):
-                self._reject(planned.clip, decoded)
-                self.on_clips_done(1, 0)
-                continue
-            self._batch.append((planned, decoded))
-            if len(self._batch) == self.config.batch_size:
-                self._encode_batch()
-        if self._batch:
-            self._encode_batch()
+        runner: BatchRunner[PlannedClip, DecodedClip, EncodedClip] = BatchRunner(
+            stage="encode",
+            forward=lambda batch: self.engine.encode([decoded.frames for decoded in batch]),
+            blank=lambda decoded: replace(decoded, frames=np.zeros_like(decoded.frames)),
+            is_out_of_memory=self.engine.is_out_of_memory,
+            batch_size=self.config.batch_size,
+            is_retry=self.is_retry,
+        )
+        for outcomes in runner.run(clips):
+            for outcome in outcomes:
+                self._keep(outcome)
+            frames = sum(outcome.item.clip.bucket.num_frames for outcome in outcomes if outcome.payload is not None)
+            self.on_clips_done(len(outcomes), frames)
 
-    def _encode_batch(self) -> None:
-        batch, self._batch = self._batch, []
-        failure: Exception | None = None
-        try:
-            results = self.engine.encode([decoded.frames for _, decoded in batch])
-        except Exception as error:
-            # A traceback keeps the tensors of the failed pass alive, and their memory is what a retry needs.
-            failure = error.with_traceback(None) if self.engine.is_out_of_memory(error) else error
-        if failure is not None:
-            results = self._encode_one_by_one(batch, failure)
-        for (planned, decoded), result in zip(batch, results, strict=True):
-            self._keep(planned, decoded, result)
-        frames = sum(planned.clip.bucket.num_frames for planned, _ in batch)
-        self.on_clips_done(len(batch), frames)
-
-    def _encode_one_by_one(
-        self, batch: list[tuple[PlannedClip, DecodedClip]], error: Exception
-    ) -> list[EncodedClip | TerminalError]:
-        """What a failed batch still gives: a smaller batch when memory ran out, blame on a second attempt."""
-        no_memory = self.engine.is_out_of_memory(error)
-        if not self.is_retry and (len(batch) == 1 or not no_memory):
-            raise error
-        logger.warning("batch failed size=%d error=%s; encoding one by one", len(batch), error)
-        results: list[EncodedClip | TerminalError] = []
-        for _, decoded in batch:
-            try:
-                (result,) = self.engine.encode([decoded.frames])
-            except Exception as alone:
-                # A lack of memory is never the clip's: others of its shape need as much.
-                if not self.is_retry or self.engine.is_out_of_memory(alone) or not self._engine_works(decoded):
-                    raise
-                results.append(TerminalError.unexpected("encode", alone))
-                continue
-            if isinstance(result, EncodedClip) and no_memory and len(batch) > 1:
-                result = replace(result, degraded="batch_size=1")
-            results.append(result)
-        return results
-
-    def _engine_works(self, decoded: DecodedClip) -> bool:
-        """Whether a blank clip of the same shape encodes. If not, the actor is ill and no clip is to blame."""
-        try:
-            self.engine.encode([np.zeros_like(decoded.frames)])
-        except Exception:
-            logger.exception("engine fails on a blank clip too")
-            return False
-        return True
-
-    def _keep(self, planned: PlannedClip, decoded: DecodedClip, result: EncodedClip | TerminalError) -> None:
-        if isinstance(result, TerminalError):
+    def _keep(self, outcome: Outcome[PlannedClip, DecodedClip, EncodedClip]) -> None:
+        planned, decoded, result = outcome.item, outcome.payload, outcome.result
+        if decoded is None or isinstance(result, TerminalError):
+            assert isinstance(result, TerminalError), "a result of nothing"
             self._reject(planned.clip, result)
             return
-        result = replace(result, source_hash=decoded.source_hash)
+        result = replace(result, source_hash=decoded.source_hash, degraded=outcome.degraded)
         if _is_sampled(planned.clip.sample_id, self.config.qa_share):
             result = replace(result, psnr=self._measure_psnr(planned.clip, decoded, result))
         self.writer.write(build_row(planned.clip, result, planned.columns))
