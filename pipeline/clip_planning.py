@@ -34,7 +34,7 @@ class ClipPlanner(Planner[ProbedVideo, PlannedClip]):
         return self.config.output.shard_bytes
 
     def item_bytes(self, item: PlannedClip) -> int:
-        return self.model.clip_bytes(item.clip.bucket, self.config.output, self.config.stored_dtype)
+        return self.model.clip_bytes(item.clip.bucket, self.config.stored)
 
     def list_input(self) -> SourceListing:
         return open_source(self.config.input)

@@ -1,4 +1,4 @@
-"""From a YAML file and dotted options to a ``RunConfig``."""
+"""From a YAML file and dotted options to the settings of an entry point."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import difflib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import CliApp
 
-from pipeline.config import RunConfig
+from pipeline.config import Settings
 from pipeline.errors import ConfigError
+
+S = TypeVar("S", bound=Settings)
 
 SHORT_FORMS = {
     "--append": "--run.append",
     "--takeover": "--run.takeover",
     "--limit": "--input.limit",
 }
-_HELP = """Encodes videos into a Parquet dataset of CogVideoX latents.
-
-  --config FILE   settings in YAML; configs/example.yaml explains every one
+JOB_HELP = """
+  --config FILE   settings in YAML; {example} explains every one
   --append        the same as --run.append
   --limit N       the same as --input.limit N
   --takeover      the same as --run.takeover
@@ -59,12 +60,14 @@ def load_config_file(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def parse_command_line(arguments: list[str], quick_start: Path | None = None) -> RunConfig:
+def parse_command_line(arguments: list[str], settings: type[S], about: str, quick_start: Path | None = None) -> S:
     """Settings of the file named by ``--config``, overridden by options such as ``--input.uri``.
 
     Prints help or a usage error and exits (0 or 2), as command lines do.
 
     Args:
+        settings: the class to make.
+        about: what ``--help`` says before the settings.
         quick_start: the settings to run with where there are no arguments at all.
     """
     try:
@@ -76,11 +79,11 @@ def parse_command_line(arguments: list[str], quick_start: Path | None = None) ->
     except ConfigError as error:
         _exit_with_usage(str(error))
     if wants_help:
-        print(_HELP)
+        print(about)
     arguments = [_long_form(argument) for argument in arguments]
-    _check_options(arguments)
+    _check_options(arguments, settings)
     try:
-        return CliApp.run(RunConfig, cli_args=arguments, **values)
+        return CliApp.run(settings, cli_args=arguments, **values)
     except ValidationError as error:
         _exit_with_usage("\n".join(_describe(problem) for problem in error.errors()))
 
@@ -106,10 +109,10 @@ def _long_form(argument: str) -> str:
     return SHORT_FORMS.get(name, name) + equals + value
 
 
-def _check_options(arguments: list[str]) -> None:
+def _check_options(arguments: list[str], settings: type[Settings]) -> None:
     """Name an unknown option and its nearest neighbour, rather than print the usage of all of them."""
-    settings = [f"{section}.{name}" for section, field in RunConfig.model_fields.items() for name in _fields(field.annotation)]
-    known = {"-h", "--help", *SHORT_FORMS, *(f"--{name}" for name in (*settings, *RunConfig.model_fields))}
+    names = [f"{section}.{name}" for section, field in settings.model_fields.items() for name in _fields(field.annotation)]
+    known = {"-h", "--help", *SHORT_FORMS, *(f"--{name}" for name in (*names, *settings.model_fields))}
     for argument in arguments:
         name = argument.partition("=")[0]
         if name.startswith("--") and name not in known and f"--{name.removeprefix('--no-')}" not in known:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from pipeline.types import Bucket
+from pipeline.types import Bucket, StoredTensors
 
 StorageOptions = dict[str, Any]
 SECRET_OPTIONS = ("key", "secret", "token", "pass", "pwd", "connection_string", "credential", "sas", "auth", "cookie")
@@ -242,6 +242,11 @@ class JobConfig(Settings):
         """The section that says how actors work."""
         raise NotImplementedError
 
+    @property
+    def stored(self) -> StoredTensors:
+        """What an engine of this job keeps of a clip that it encodes."""
+        return StoredTensors(dtype=self.vae.dtype)
+
     def plan_settings(self) -> dict[str, Any]:
         """The settings that decide what is planned, as JSON holds them."""
         return self._dotted("input")
@@ -276,8 +281,9 @@ class RunConfig(JobConfig):
         return tuple(Bucket.parse(key) for key in self.clip.buckets)
 
     @property
-    def stored_dtype(self) -> str:
-        return self.output.dtype or self.vae.dtype
+    def stored(self) -> StoredTensors:
+        output = self.output
+        return StoredTensors(dtype=output.dtype or self.vae.dtype, logvar=output.logvar, first_frame=output.first_frame)
 
     @property
     def work(self) -> WorkConfig:

@@ -101,7 +101,7 @@ class EncodeWork:
         info = DatasetInfo(
             schema=build_schema(logvar=output.logvar, first_frame=output.first_frame, passthrough=generations[0].columns),
             scaling_factor=self.model.scaling_factor,
-            dtype=self.config.stored_dtype,
+            dtype=self.config.stored.dtype,
             model=self.config.vae.model,
         )
         rejections = (rejection for g in generations for rejection in read_rejections(self.storage, g))

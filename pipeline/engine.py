@@ -15,9 +15,9 @@ from PIL import Image
 from cogvae import AutoencoderKLCogVideoX
 from cogvae.streams import from_uint8, to_uint8
 from cogvae.weights import WeightFiles, resolve_weights
-from pipeline.config import OutputConfig, RunConfig, VaeConfig
+from pipeline.config import JobConfig, VaeConfig
 from pipeline.errors import ConfigError, TerminalError
-from pipeline.types import Bucket, EncodedClip, Frames, TensorBytes
+from pipeline.types import Bucket, EncodedClip, Frames, StoredTensors, TensorBytes
 
 
 class Engine(Protocol):
@@ -74,12 +74,12 @@ class ModelInfo:
             bucket.width // self.spatial_ratio,
         )
 
-    def clip_bytes(self, bucket: Bucket, output: OutputConfig, dtype: str) -> int:
+    def clip_bytes(self, bucket: Bucket, stored: StoredTensors) -> int:
         """Bytes of tensors that one clip adds to the dataset, without its lossless first frame."""
         channels, frames, height, width = self.latent_shape(bucket)
-        tensors = frames + (1 if output.first_frame else 0)
-        values = channels * tensors * height * width * (2 if output.logvar else 1)
-        return values * int(getattr(torch, dtype).itemsize)
+        tensors = frames + (1 if stored.first_frame else 0)
+        values = channels * tensors * height * width * (2 if stored.logvar else 1)
+        return values * int(getattr(torch, stored.dtype).itemsize)
 
 
 def find_weights(config: VaeConfig) -> WeightFiles:
@@ -117,11 +117,27 @@ def describe_model(config: VaeConfig) -> ModelInfo:
         raise ConfigError(f"vae.weights: {error}") from error
 
 
-def load_engine(config: RunConfig, fingerprint: str | None, device: str, threads: int | None) -> VaeEngine:
-    """Load the model on this machine.
+def load_engine(config: JobConfig, fingerprint: str | None, device: str, threads: int | None) -> VaeEngine:
+    """Load the model of a job on this machine.
 
     Args:
-        fingerprint: of the weights that the run was planned with; None: any will do.
+        fingerprint: of the weights that the run was planned with.
+        device, threads: as ``load_vae``.
+
+    Raises:
+        ConfigError: the weights here are other ones.
+    """
+    if config.work.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    return VaeEngine(load_vae(config.vae, fingerprint, device, threads), config.stored)
+
+
+def load_vae(config: VaeConfig, fingerprint: str | None, device: str, threads: int | None) -> AutoencoderKLCogVideoX:
+    """Load a model on this machine.
+
+    Args:
+        fingerprint: what the weights must have; None: any will do.
         device: ``cpu`` or ``cuda``.
         threads: torch threads on CPU; None leaves torch's default.
 
@@ -130,19 +146,16 @@ def load_engine(config: RunConfig, fingerprint: str | None, device: str, threads
     """
     if threads is not None:
         torch.set_num_threads(min(threads, os.cpu_count() or 1))
-    if config.encode.deterministic:
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
-    files = find_weights(config.vae)
+    files = find_weights(config)
     if fingerprint is not None and (found := files.fingerprint()) != fingerprint:
         raise ConfigError(
-            f"vae.weights {config.vae.weights}: fingerprint {found[:16]} on this node, the run was planned with "
+            f"vae.weights {config.weights}: fingerprint {found[:16]} on this node, the run was planned with "
             f"{fingerprint[:16]}; every node must see the same files"
         )
-    vae = AutoencoderKLCogVideoX.from_files(files, torch_dtype=getattr(torch, config.vae.dtype), device=device)
-    if config.vae.tiling == "blend":
+    vae = AutoencoderKLCogVideoX.from_files(files, torch_dtype=getattr(torch, config.dtype), device=device)
+    if config.tiling == "blend":
         vae.enable_tiling()
-    return VaeEngine(vae, config.output, config.stored_dtype)
+    return vae
 
 
 def best_device() -> str:
@@ -153,10 +166,9 @@ def best_device() -> str:
 class VaeEngine:
     """``cogvae``'s model with the pipeline's pixel and storage conventions. Implements ``Engine``."""
 
-    def __init__(self, vae: AutoencoderKLCogVideoX, output: OutputConfig, stored_dtype: str) -> None:
+    def __init__(self, vae: AutoencoderKLCogVideoX, stored: StoredTensors) -> None:
         self._vae = vae.requires_grad_(False)
-        self._output = output
-        self._stored_dtype = stored_dtype
+        self._stored = stored
 
     @torch.inference_mode()
     def encode(self, clips: Sequence[Frames]) -> list[EncodedClip | TerminalError]:
@@ -165,7 +177,7 @@ class VaeEngine:
         moments = self._stored_moments(frames)
         finite = moments.isfinite().flatten(1).all(1)
         encoded = [self._encoded(clip_moments) for clip_moments in moments.cpu()]
-        if self._output.first_frame:
+        if self._stored.first_frame:
             first = self._stored_moments(frames[:, :1])
             finite &= first.isfinite().flatten(1).all(1)
             encoded = [
@@ -175,7 +187,7 @@ class VaeEngine:
         problem = TerminalError(
             "encode",
             "not_finite",
-            f"the latent has NaN or Inf, computed in {self._vae.dtype} and stored in {self._stored_dtype}; "
+            f"the latent has NaN or Inf, computed in {self._vae.dtype} and stored in {self._stored.dtype}; "
             "use float32, or bfloat16 instead of float16",
         )
         return [clip if ok else problem for clip, ok in zip(encoded, finite.tolist(), strict=True)]
@@ -240,11 +252,11 @@ class VaeEngine:
         """Posterior parameters ``[B, 2C, F, h, w]`` of frames ``[B, T, H, W, 3]``, in the stored dtype."""
         pixels = torch.from_numpy(frames).to(self._vae.device).permute(0, 4, 1, 2, 3)
         posterior = self._vae.encode(from_uint8(pixels, self._vae.dtype), return_dict=False)[0]
-        return posterior.parameters.to(getattr(torch, self._stored_dtype))
+        return posterior.parameters.to(getattr(torch, self._stored.dtype))
 
     def _encoded(self, moments: torch.Tensor) -> EncodedClip:
         mean, logvar = moments.chunk(2)
-        return EncodedClip(latent=self._tensor(mean), logvar=self._tensor(logvar) if self._output.logvar else None)
+        return EncodedClip(latent=self._tensor(mean), logvar=self._tensor(logvar) if self._stored.logvar else None)
 
     def _with_first_frame(self, clip: EncodedClip, moments: torch.Tensor, frame: Frames) -> EncodedClip:
         alone = self._encoded(moments)
@@ -259,4 +271,4 @@ class VaeEngine:
 
     def _tensor(self, tensor: torch.Tensor) -> TensorBytes:
         data = tensor.contiguous().view(torch.uint8).numpy().data.cast("B")
-        return TensorBytes(data=data, shape=tuple(tensor.shape), dtype=self._stored_dtype)
+        return TensorBytes(data=data, shape=tuple(tensor.shape), dtype=self._stored.dtype)

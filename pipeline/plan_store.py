@@ -25,11 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.columns import cast_value, check_values
-from pipeline.dataset.schema import REJECTION_SCHEMA
 from pipeline.dataset.shard_file import ShardFile
 from pipeline.errors import DatasetError
 from pipeline.plan import Item, PlannedShard
 from pipeline.plan_rows import RowFormat
+from pipeline.quarantine import REJECTION_SCHEMA
 from pipeline.recipe import Recipe, digest
 from pipeline.storage import Storage
 from pipeline.types import Rejection

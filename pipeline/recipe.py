@@ -57,9 +57,9 @@ class LatentRecipe(Recipe):
             weights=weights_fingerprint,
             dtype=config.vae.dtype,
             tiling=config.vae.tiling,
-            stored_dtype=config.stored_dtype,
-            logvar=config.output.logvar,
-            first_frame=config.output.first_frame,
+            stored_dtype=config.stored.dtype,
+            logvar=config.stored.logvar,
+            first_frame=config.stored.first_frame,
         )
 
 

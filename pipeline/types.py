@@ -160,6 +160,17 @@ class TensorBytes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensors:
+    """Which tensors are kept of a clip that is encoded, and how."""
+
+    dtype: str
+    logvar: bool = True
+    """The log-variance too."""
+    first_frame: bool = False
+    """Frame 0 encoded alone, and its pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedClip:
     """What the model made of one clip; tensors as the dataset stores them."""
 

@@ -11,7 +11,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("cogvae", "pipeline", "jobs")
 
-MAY_IMPORT_RAY = {"pipeline.actors", "pipeline.encode_worker", "pipeline.pool", "pipeline.driver", "pipeline.cluster"}
+MAY_IMPORT_RAY = {
+    "pipeline.actors",
+    "pipeline.decode_worker",
+    "pipeline.encode_worker",
+    "pipeline.pool",
+    "pipeline.driver",
+    "pipeline.cluster",
+}
 MAY_IMPORT_COGVAE = {"pipeline.engine"}
 MAY_IMPORT_AV = {
     "pipeline.decoder_child",

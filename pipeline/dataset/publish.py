@@ -6,7 +6,6 @@ same bytes.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,18 +18,17 @@ from pipeline.dataset.card import dataset_card
 from pipeline.dataset.index import index_shard
 from pipeline.dataset.manifest import MANIFEST_PATH, IndexFile, Manifest
 from pipeline.dataset.ordered_map import ordered_map
-from pipeline.dataset.schema import REJECTION_SCHEMA, describe_schema
+from pipeline.dataset.schema import describe_schema
 from pipeline.dataset.shard_file import ShardFile
 from pipeline.errors import DatasetError
+from pipeline.quarantine import QUARANTINE_PATH, QuarantineTable
 from pipeline.storage import Storage
 from pipeline.types import Rejection, ShardSummary
 
-QUARANTINE_PATH = "quarantine.parquet"
 INDEX_FOLDER = "index"
 CARD_PATH = "README.md"
 
 _ROWS_PER_PIECE = 1 << 18
-_ROWS_PER_BATCH = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +64,7 @@ def publish_dataset(
     """
     totals = _Totals()
     pieces = _IndexPieces(storage)
-    with _QuarantineTable() as quarantine:
+    with QuarantineTable() as quarantine:
         for summary, table in ordered_map(lambda shard: _index_shard(storage, *shard), shards, threads):
             pieces.add(summary.generation, table)
             totals.add(summary)
@@ -151,35 +149,3 @@ class _IndexPieces:
         path = f"{INDEX_FOLDER}/{generation:04d}-{len(files):05d}-{digest[:16]}.parquet"
         self._storage.put_if_absent(path, data)
         files.append(IndexFile(path=path, num_rows=len(table), size_bytes=len(data), xxh3=digest))
-
-
-class _QuarantineTable:
-    """Rejections into one Parquet file, a batch at a time."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.data = b""
-        self._batch: list[Rejection] = []
-        self._sink = pa.BufferOutputStream()
-        self._writer = pq.ParquetWriter(self._sink, REJECTION_SCHEMA, compression="zstd")
-
-    def add(self, rejection: Rejection) -> None:
-        self.counts[rejection.status] += 1
-        self._batch.append(rejection)
-        if len(self._batch) >= _ROWS_PER_BATCH:
-            self._flush()
-
-    def _flush(self) -> None:
-        rows = [dataclasses.asdict(rejection) for rejection in self._batch]
-        self._batch.clear()
-        if rows:
-            self._writer.write_table(pa.Table.from_pylist(rows, schema=REJECTION_SCHEMA))
-
-    def __enter__(self) -> _QuarantineTable:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if error is None:
-            self._flush()
-        self._writer.close()
-        self.data = self._sink.getvalue().to_pybytes()

@@ -8,7 +8,6 @@ null: the writer puts one row of it on a page, and the index holds its byte offs
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -17,7 +16,7 @@ import pyarrow as pa
 import xxhash
 
 from pipeline.errors import ConfigError
-from pipeline.types import Clip, EncodedClip, Rejection, TensorBytes
+from pipeline.types import Clip, EncodedClip, TensorBytes
 
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
@@ -53,14 +52,6 @@ _RESERVED = frozenset(
     + [f"{tensor}_{part}" for tensor in TENSORS for part in ("bytes", "shape", "dtype", "xxh3")]
     + [FIRST_FRAME_PNG, "bucket"]
 )
-
-REJECTION_SCHEMA = pa.schema(
-    [
-        pa.field(f.name, pa.int64() if f.name in ("frame_start", "frame_end") else pa.string(), nullable=False)
-        for f in dataclasses.fields(Rejection)
-    ]
-)
-"""One row per clip that is left out: of the quarantine table and of the plan's own."""
 
 
 def passthrough_name(name: str) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, NonNegativeInt, PositiveInt
 
-from pipeline.config import Section, StorageOptions
+from pipeline.config import SourceConfig
 from pipeline.dataset.scaling import Convention, Role
 from pipeline.errors import ConfigError
 from pipeline.filters import Filter, parse_filter
@@ -53,7 +53,7 @@ Scale = Annotated[str | float | None, BeforeValidator(_number_if_it_is_one), Aft
 Condition = Annotated[str, AfterValidator(_check_filter)]
 
 
-class LatentInputConfig(Section):
+class LatentInputConfig(SourceConfig):
     """Where the latents come from."""
 
     uri: str
@@ -87,11 +87,9 @@ class LatentInputConfig(Section):
     seed: int = 0
     """Of the sample."""
     limit: PositiveInt | None = None
-    """Stop after so many."""
+    """Stop after so many new ones. Also written --limit."""
     max_file_bytes: PositiveInt = 4 << 30
     """Largest file that is read whole, which all but Parquet are."""
-    storage_options: StorageOptions = Field(default_factory=dict)
-    """Passed to fsspec for the input, such as {endpoint_url: ...}. Credentials belong in the environment."""
 
     @property
     def conditions(self) -> tuple[Filter, ...]:

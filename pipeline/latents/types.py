@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.errors import TerminalError
 from pipeline.latents.layout import Layout
-from pipeline.recipe import digest
+from pipeline.plan import ProbedFile
 
 Columns = dict[str, str | int | float | bool | None]
 """What is said about a latent beside it; lists, objects and dates are text."""
@@ -36,23 +36,12 @@ class FoundLatent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProbedLatents:
-    """A listed file after probing: the clips in it, or why it cannot be used."""
+class ProbedLatents(ProbedFile):
+    """A listed file, and the clips in it; a row's own columns go before the file's."""
 
-    uri: str
-    size_bytes: int
-    version: str
-    columns: Columns = field(default_factory=dict)
-    """What the input says about the file; a row's own columns go before these."""
     is_shard: bool = False
     """Written by our own ``ShardWriter``: its latents are unscaled."""
     latents: tuple[FoundLatent, ...] = ()
-    error: TerminalError | None = None
-
-    @property
-    def key(self) -> str:
-        """Tells this content of this path from every other."""
-        return digest(self.uri, self.size_bytes, self.version)
 
     def dump(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -97,7 +86,7 @@ class PlannedLatent:
     columns: Columns
 
     @property
-    def shape_key(self) -> str:
+    def bucket_key(self) -> str:
         """``16x13x60x90``: clips that can be decoded together."""
         return "x".join(map(str, self.shape))
 

@@ -17,6 +17,8 @@ import torch
 from cogvae import AutoencoderKLCogVideoX
 from pipeline.account import ExitCode
 from pipeline.config import RunConfig
+from pipeline.decode_config import DecodeRunConfig
+from pipeline.decode_work import DecodeWork
 from pipeline.driver import run_work
 from pipeline.encode_work import EncodeWork
 from pipeline.engine import Engine, load_engine
@@ -78,6 +80,25 @@ def make_config(clips: Path, tiny_vae: Path, tmp_path: Path) -> Any:
     return make
 
 
+@pytest.fixture
+def make_decode_config(tiny_vae: Path, tmp_path: Path) -> Any:
+    """Settings of a small decode run; keyword arguments replace those of a section."""
+
+    def make(**sections: dict[str, Any]) -> DecodeRunConfig:
+        values: dict[str, dict[str, Any]] = {
+            "input": {"uri": str(tmp_path / "latents")},
+            "output": {"uri": str(tmp_path / "videos"), "container": "mkv"},
+            "vae": {"weights": str(tiny_vae), "dtype": "float32"},
+            "cluster": {"actors": 2, "threads_per_actor": 1, "frame_budget_bytes": 1 << 20},
+            "run": {"progress": "log", "log_every_s": 0.5},
+        }
+        for name, section in sections.items():
+            values.setdefault(name, {}).update(section)
+        return DecodeRunConfig(**values)  # type: ignore[arg-type]
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One private Ray for all tests that drive a run in this process."""
@@ -103,6 +124,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def run_encode(config: RunConfig, make_engine: Callable[..., Engine] = load_engine) -> ExitCode:
     return run_work(EncodeWork(config, make_engine))
+
+
+def run_decode(config: DecodeRunConfig, make_engine: Callable[..., Engine] = load_engine) -> ExitCode:
+    return run_work(DecodeWork(config, make_engine))
 
 
 def read_rows(dataset: Path) -> dict[str, dict[str, Any]]:

@@ -20,37 +20,9 @@ from pipeline.engine import Engine, load_engine
 from pipeline.errors import ConfigError, DatasetError, RunRefusedError
 from pipeline.types import EncodedClip, Frames
 from tests.jobs.conftest import CLIPS, GOOD_CLIPS, read_quarantine, read_rows, run_encode
+from tests.jobs.sabotage import SabotagedEngine, load_sabotaged
 
 pytestmark = pytest.mark.usefixtures("cluster")
-
-
-class SabotagedEngine:
-    """A real engine that does something bad on its n-th call, once for all actors of a run."""
-
-    def __init__(self, engine: Engine, mark: Path, action: str, on_call: int) -> None:
-        self._engine = engine
-        self._mark = mark
-        self._action = action
-        self._calls_left = on_call
-
-    def encode(self, clips: Sequence[Frames]) -> Any:
-        self._calls_left -= 1
-        if self._calls_left == 0 and not self._mark.exists():
-            self._mark.touch()
-            if self._action in ("die", "hang"):
-                os.kill(os.getpid(), signal.SIGKILL if self._action == "die" else signal.SIGSTOP)
-            raise RuntimeError("sabotage")
-        return self._engine.encode(clips)
-
-    def measure_psnr(self, frames: Frames, encoded: EncodedClip) -> float:
-        return self._engine.measure_psnr(frames, encoded)
-
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        return False
-
-
-def load_sabotaged(mark: Path, action: str, on_call: int, *arguments: Any) -> SabotagedEngine:
-    return SabotagedEngine(load_engine(*arguments), mark, action, on_call)
 
 
 def outcome(config: RunConfig) -> dict[str, Any]:

@@ -65,9 +65,9 @@ def test_extensions_are_lower_case_and_begin_with_a_dot() -> None:
 
 
 def test_stored_dtype_is_that_of_the_model_unless_set() -> None:
-    assert make_config().stored_dtype == "bfloat16"
-    assert make_config(vae={"weights": "w", "dtype": "float32"}).stored_dtype == "float32"
-    assert make_config(output={"uri": "o", "dtype": "float16"}).stored_dtype == "float16"
+    assert make_config().stored.dtype == "bfloat16"
+    assert make_config(vae={"weights": "w", "dtype": "float32"}).stored.dtype == "float32"
+    assert make_config(output={"uri": "o", "dtype": "float16"}).stored.dtype == "float16"
 
 
 def test_misspelt_setting_is_refused() -> None:

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from cogvae import AutoencoderKLCogVideoX
-from pipeline.config import OutputConfig
 from pipeline.engine import Engine, VaeEngine
 from pipeline.errors import TerminalError
-from pipeline.types import EncodedClip, TensorBytes
+from pipeline.types import EncodedClip, StoredTensors, TensorBytes
 from tests.pipeline.fakes import FakeEngine
 
 TINY = {"block_out_channels": (4, 4, 4, 4), "latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 2}
@@ -22,7 +21,7 @@ NAN, INF = float("nan"), float("inf")
 def make_engine(dtype: torch.dtype = torch.float32) -> VaeEngine:
     torch.manual_seed(0)
     vae = AutoencoderKLCogVideoX.from_config(TINY).to(dtype).eval()
-    return VaeEngine(vae, OutputConfig(uri="unused"), "float32")
+    return VaeEngine(vae, StoredTensors(dtype="float32"))
 
 
 def make_latents(clips: int = 2, frames: int = 5, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:

@@ -1,0 +1,97 @@
+"""The decode job: latents in, videos and their manifest out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+from pipeline.account import Account
+from pipeline.actors import Meter
+from pipeline.cluster import ActorResources
+from pipeline.decode_config import DecodeRunConfig
+from pipeline.decode_worker import DecodeSpec, DecodeWorker
+from pipeline.engine import Engine, ModelInfo, describe_model, load_engine
+from pipeline.latent_planning import LatentPlanner
+from pipeline.latents import ProbedLatents, probe_latents
+from pipeline.latents.rows import LATENT_ROWS
+from pipeline.plan_store import Generation, ShardRef, read_rejections
+from pipeline.planning import ProbeBatches
+from pipeline.report import REPORT_PATH, write_video_report
+from pipeline.sources import SourceItem
+from pipeline.storage import Storage
+from pipeline.types import ShardSummary
+from pipeline.videos.publish import publish_videos, read_counts
+from pipeline.videos.recipe import VideoRecipe
+from pipeline.videos.record import DONE_FOLDER, done_path, read_record
+
+
+@dataclass(slots=True)
+class DecodeWork:
+    """Implements ``Work``.
+
+    Args:
+        make_engine: what an actor calls to get its model; tests pass another.
+
+    Raises:
+        ConfigError: the weights are not usable.
+    """
+
+    config: DecodeRunConfig
+    make_engine: Callable[..., Engine] = load_engine
+    storage: Storage = field(init=False)
+    model: ModelInfo = field(init=False)
+    recipe: VideoRecipe = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.storage = Storage(self.config.output.uri, self.config.output.storage_options)
+        self.model = describe_model(self.config.vae)
+        self.recipe = VideoRecipe.from_config(self.config, self.model.fingerprint)
+
+    @property
+    def name(self) -> str:
+        return LATENT_ROWS.work
+
+    @property
+    def activity(self) -> str:
+        return "decoding"
+
+    @property
+    def commits(self) -> tuple[str, str]:
+        return DONE_FOLDER, ".json"
+
+    @property
+    def probe(self) -> Callable[[list[SourceItem]], list[ProbedLatents]]:
+        return functools.partial(probe_latents, config=self.config.input, channels=self.model.latent_channels)
+
+    def planner(self, probe: ProbeBatches[ProbedLatents], on_probed: Callable[[list[ProbedLatents], int], None]) -> LatentPlanner:
+        return LatentPlanner(
+            config=self.config, storage=self.storage, model=self.model, recipe=self.recipe, probe=probe, on_probed=on_probed
+        )
+
+    def worker(self, generations: list[Generation], resources: ActorResources) -> Callable[[Meter], DecodeWorker]:
+        spec = DecodeSpec(
+            config=self.config,
+            recipe=self.recipe.fingerprint,
+            frame_budget_bytes=resources.frame_budget_bytes,
+            make_engine=functools.partial(
+                self.make_engine, self.config, self.model.fingerprint, resources.device, resources.threads
+            ),
+        )
+        return functools.partial(DecodeWorker, spec)
+
+    def commit_path(self, shard: ShardRef) -> str:
+        return done_path(shard.bucket_key, shard.index, shard.shard_id)
+
+    def read_summary(self, path: str, size_bytes: int) -> ShardSummary:
+        return read_record(self.storage, path)[0]
+
+    def is_published(self, num_shards: int, account: Account) -> bool:
+        counts = read_counts(self.storage)
+        return counts == (num_shards, account.written, account.quarantined, account.filtered) and self.storage.exists(REPORT_PATH)
+
+    def publish(self, generations: list[Generation], shards: list[tuple[str, ShardSummary]], account: Account) -> None:
+        rejections = (rejection for g in generations for rejection in read_rejections(self.storage, g))
+        recipe = asdict(self.recipe)
+        videos = publish_videos(self.storage, [path for path, _ in shards], rejections, {"recipe": recipe})
+        write_video_report(self.storage, videos, account, recipe)

@@ -1,0 +1,71 @@
+"""Planning the decode job: files of latents in, clips to decode out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from pipeline.decode_config import DecodeRunConfig
+from pipeline.engine import ModelInfo
+from pipeline.latents import PlannedLatent, ProbedLatents, list_latents, plan_latents
+from pipeline.latents.rows import LATENT_ROWS
+from pipeline.plan_rows import RowFormat
+from pipeline.plan_store import Generation, read_column, read_rejections
+from pipeline.planning import Planner
+from pipeline.sources import SourceItem, SourceListing
+from pipeline.types import Rejection
+
+
+@dataclass(slots=True, kw_only=True)
+class LatentPlanner(Planner[ProbedLatents, PlannedLatent]):
+    """Plans the clips that ``input`` selects and no earlier generation has."""
+
+    config: DecodeRunConfig
+    model: ModelInfo
+
+    @property
+    def rows(self) -> RowFormat[PlannedLatent]:
+        return LATENT_ROWS
+
+    @property
+    def probe_settings(self) -> str:
+        config = self.config.input
+        return f"{config.layout} {config.key} {config.max_file_bytes} {self.model.latent_channels}"
+
+    @property
+    def shard_bytes(self) -> int:
+        return self.config.output.shard_bytes
+
+    def item_bytes(self, item: PlannedLatent) -> int:
+        """Bytes of the decoded frames."""
+        _, _, height, width = item.shape
+        return item.num_frames * height * width * 3 * self.model.spatial_ratio**2
+
+    def list_input(self) -> SourceListing:
+        # The columns' own types do not count: what passes through is plain values, whatever file they come from.
+        return SourceListing(items=list_latents(self.config.input).items)
+
+    def find(self, listed: Iterator[SourceItem], earlier: list[Generation]) -> list[ProbedLatents]:
+        """Every file: which of its clips are new depends on the selection, which may be another one now."""
+        items = list(listed)
+        return list(self.probe_all(len(earlier), items)) if items else []
+
+    def plan(self, found: list[ProbedLatents], earlier: list[Generation]) -> Iterator[PlannedLatent | Rejection]:
+        """Up to ``input.limit`` clips that are not planned yet."""
+        known: set[str] = set()
+        names: set[str] = set()
+        for generation in earlier:
+            known.update(read_column(self.storage, generation, "sample_id"))
+            known.update(rejection.sample_id for rejection in read_rejections(self.storage, generation))
+            names.update(read_column(self.storage, generation, "name"))
+        selection = self.config.input.model_copy(update={"limit": None})
+        planned = plan_latents(found, selection, self.recipe.fingerprint, self.config.output.fps, names)
+        return islice((item for item in planned if item.sample_id not in known), self.config.input.limit)
+
+    def to_json(self, found: ProbedLatents) -> dict[str, Any]:
+        return found.dump()
+
+    def from_json(self, common: dict[str, Any], row: dict[str, Any]) -> ProbedLatents:
+        return ProbedLatents.load(row)

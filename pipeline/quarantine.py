@@ -1,0 +1,55 @@
+"""``quarantine.parquet``: one row per item that is not in the output, with its reason."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.types import Rejection
+
+QUARANTINE_PATH = "quarantine.parquet"
+_ROWS_PER_BATCH = 1 << 14
+
+REJECTION_SCHEMA = pa.schema(
+    [
+        pa.field(f.name, pa.int64() if f.name in ("frame_start", "frame_end") else pa.string(), nullable=False)
+        for f in dataclasses.fields(Rejection)
+    ]
+)
+"""One row per clip that is left out: of the quarantine table and of the plan's own."""
+
+
+class QuarantineTable:
+    """Rejections into one Parquet file, a batch at a time; ``data`` holds it after the ``with`` block."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.data = b""
+        self._batch: list[Rejection] = []
+        self._sink = pa.BufferOutputStream()
+        self._writer = pq.ParquetWriter(self._sink, REJECTION_SCHEMA, compression="zstd")
+
+    def add(self, rejection: Rejection) -> None:
+        self.counts[rejection.status] += 1
+        self._batch.append(rejection)
+        if len(self._batch) >= _ROWS_PER_BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        rows = [dataclasses.asdict(rejection) for rejection in self._batch]
+        self._batch.clear()
+        if rows:
+            self._writer.write_table(pa.Table.from_pylist(rows, schema=REJECTION_SCHEMA))
+
+    def __enter__(self) -> QuarantineTable:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self._flush()
+        self._writer.close()
+        self.data = self._sink.getvalue().to_pybytes()

@@ -1,0 +1,82 @@
+"""Hands decoded frames to tasks that write them, within a budget of bytes. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from pipeline.errors import TransientError
+from pipeline.types import Frames
+
+logger = logging.getLogger(__name__)
+
+WRITE_ATTEMPTS = 3
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class _Writing(Generic[Item]):
+    """One clip on its way."""
+
+    item: Item
+    size_bytes: int
+    frames: Any
+    start: Callable[[Any], Any]
+    task: Any
+
+
+@dataclass(slots=True, kw_only=True)
+class FrameSink(Generic[Item, Result]):
+    """One shard's videos. Results come in the order in which clips were added.
+
+    Args:
+        put: gives frames to whoever writes them, and returns their handle.
+        wait: waits for a task's result; what it raises as ``TransientError`` is tried again.
+        budget_bytes: of frames under way. One clip is always taken, however large.
+    """
+
+    put: Callable[[Frames], Any]
+    wait: Callable[[Any], Result]
+    budget_bytes: int
+    _writing: deque[_Writing[Item]] = field(default_factory=deque)
+    _done: list[tuple[Item, Result]] = field(default_factory=list)
+    _held_bytes: int = 0
+
+    def add(self, item: Item, frames: Frames, start: Callable[[Any], Any]) -> None:
+        """Begin writing a clip; waits for the oldest ones while the budget is used up.
+
+        Args:
+            start: begins a task on the frames' handle, and returns the task's.
+
+        Raises:
+            TransientError: an older clip could not be written.
+        """
+        while self._writing and self._held_bytes + frames.nbytes > self.budget_bytes:
+            self._finish_oldest()
+        handle = self.put(frames)
+        self._writing.append(_Writing(item, frames.nbytes, handle, start, start(handle)))
+        self._held_bytes += frames.nbytes
+
+    def finish(self) -> list[tuple[Item, Result]]:
+        """Wait for all that is under way. Raises: TransientError: a clip could not be written."""
+        while self._writing:
+            self._finish_oldest()
+        return self._done
+
+    def _finish_oldest(self) -> None:
+        writing = self._writing.popleft()
+        for attempt in range(1, WRITE_ATTEMPTS + 1):
+            try:
+                self._done.append((writing.item, self.wait(writing.task)))
+                break
+            except TransientError as error:
+                if attempt == WRITE_ATTEMPTS:
+                    raise
+                logger.warning("write retry attempt=%d error=%s", attempt, error)
+                writing.task = writing.start(writing.frames)
+        self._held_bytes -= writing.size_bytes

@@ -1,0 +1,76 @@
+"""The end of a decode run: the quarantine table and, last, the manifest of all videos."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.dataset.ordered_map import ordered_map
+from pipeline.errors import DatasetError
+from pipeline.quarantine import QUARANTINE_PATH, QuarantineTable
+from pipeline.storage import Storage
+from pipeline.types import Rejection
+from pipeline.videos.record import FORMAT_VERSION, VideoRecord, read_record
+
+MANIFEST_PATH = "manifest.json"
+
+
+def publish_videos(
+    storage: Storage, records: Iterable[str], rejections: Iterable[Rejection], info: dict[str, Any], *, threads: int = 16
+) -> list[VideoRecord]:
+    """Write what names all videos that are committed. Running it again with the same records writes the same.
+
+    Args:
+        records: paths of the committed shards' records; their order is the order of the videos.
+        rejections: what the plan already left out; those of the shards are added.
+        info: more for the manifest, such as the container.
+
+    Returns:
+        Every video.
+
+    Raises:
+        DatasetError: a record is damaged.
+    """
+    videos: list[VideoRecord] = []
+    num_shards = 0
+    with QuarantineTable() as quarantine:
+        for summary, written in ordered_map(lambda path: read_record(storage, path), records, threads):
+            num_shards += 1
+            videos += written
+            for rejection in summary.rejections:
+                quarantine.add(rejection)
+        for rejection in rejections:
+            quarantine.add(rejection)
+    storage.put(QUARANTINE_PATH, quarantine.data)
+    storage.put_json(
+        MANIFEST_PATH,
+        {
+            "format_version": FORMAT_VERSION,
+            "kind": "videos",
+            "num_videos": len(videos),
+            "num_shards": num_shards,
+            "num_quarantined": quarantine.counts["quarantined"],
+            "num_filtered": quarantine.counts["filtered"],
+            "size_bytes": sum(video.size_bytes for video in videos),
+            **info,
+            "videos": [asdict(video) for video in videos],
+        },
+    )
+    return videos
+
+
+def read_counts(storage: Storage) -> tuple[int, int, int, int] | None:
+    """Shards, videos, quarantined and filtered as the manifest has them; None where there is none.
+
+    Raises:
+        DatasetError: the manifest is damaged, or another program's.
+    """
+    try:
+        manifest = json.loads(storage.read(MANIFEST_PATH))
+        return tuple(manifest[name] for name in ("num_shards", "num_videos", "num_quarantined", "num_filtered"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise DatasetError(f"{storage.uri}/{MANIFEST_PATH}: damaged, or not a manifest of videos: {error}") from error
