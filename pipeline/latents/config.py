@@ -89,7 +89,7 @@ class LatentInputConfig(SourceConfig):
     limit: PositiveInt | None = None
     """Stop after so many new ones. Also written --limit."""
     max_file_bytes: PositiveInt = 4 << 30
-    """Largest file that is read whole, which all but Parquet are."""
+    """Largest file that is read whole, or row group of another program's Parquet."""
 
     @property
     def conditions(self) -> tuple[Filter, ...]:

@@ -31,7 +31,7 @@ def plan_latents(
     Args:
         recipe: fingerprint of what else decides the video.
         default_fps: where a row names no rate.
-        taken_names: names of videos that are there already; the names given are added.
+        taken_names: names of videos that are there already; the names given are added, in lower case.
 
     Raises:
         ConfigError: the scale must be said, or a column or id of the settings is nowhere in the input.

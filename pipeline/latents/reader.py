@@ -24,7 +24,7 @@ class LatentReader:
 
     Args:
         storage_options: passed to fsspec.
-        max_file_bytes: largest file that is read whole, which all but Parquet are.
+        max_file_bytes: largest file that is read whole, or row group of another program's Parquet.
     """
 
     def __init__(self, storage_options: dict[str, Any] | None = None, max_file_bytes: int = MAX_BYTES) -> None:
@@ -98,7 +98,7 @@ class _OpenFile:
                 )
             suffix = file_suffix(uri)
             if suffix == ".parquet":
-                return LatentTable(uri, size_bytes, self._options, key)
+                return LatentTable(uri, size_bytes, self._options, key, self._max_bytes)
             check_size(size_bytes, self._max_bytes)
             return parse_tensors(read_input_range(uri, self._options, 0, size_bytes), suffix, self._max_bytes)
         except TerminalError as error:

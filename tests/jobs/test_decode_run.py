@@ -186,7 +186,7 @@ def test_what_cannot_be_decoded_is_quarantined_and_the_rest_is_written(
     folder = tmp_path / "latents"
     save_file({"latent": torch.full((16, 3, 4, 6), torch.nan)}, folder / "nan.safetensors")
     save_file({"latent": torch.zeros(16, 16, 4, 6)}, folder / "ambiguous.safetensors")
-    (folder / "cut.npy").write_bytes((np.lib.format.MAGIC_PREFIX + b"\x01\x00"))
+    (folder / "cut.npy").write_bytes(np.lib.format.MAGIC_PREFIX + b"\x01\x00")
     config = make_decode_config(input={"scale": "none"})
     assert run_decode(config) == ExitCode.COMPLETE
     reasons = {Path(row["uri"]).name: row["reason"] for row in read_quarantine(Path(config.output.uri))}
@@ -227,9 +227,7 @@ def test_rows_are_chosen_by_condition_and_by_sample(encoded: str, make_decode_co
     assert file_bytes(outputs[0]) == file_bytes(outputs[1])
 
 
-def test_another_recipe_and_the_output_of_another_job_are_refused(
-    encoded: str, make_decode_config: Any, latents: Any
-) -> None:
+def test_another_recipe_and_the_output_of_another_job_are_refused(encoded: str, make_decode_config: Any, latents: Any) -> None:
     run_decode(make_decode_config(input={"scale": "none"}))
     with pytest.raises(RunRefusedError, match="container: 'mkv' there, 'mp4' here"):
         run_decode(make_decode_config(input={"scale": "none"}, output={"container": "mp4"}))

@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import shutil
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ import pytest
 from pipeline.account import ExitCode
 from pipeline.config import RunConfig
 from pipeline.dataset import LatentDataset
-from pipeline.engine import Engine, load_engine
+from pipeline.engine import load_engine
 from pipeline.errors import ConfigError, DatasetError, RunRefusedError
-from pipeline.types import EncodedClip, Frames
+from pipeline.types import Frames
 from tests.jobs.conftest import CLIPS, GOOD_CLIPS, read_quarantine, read_rows, run_encode
 from tests.jobs.sabotage import SabotagedEngine, load_sabotaged
 
