@@ -61,7 +61,8 @@ class LatentPlanner(Planner[ProbedLatents, PlannedLatent]):
             known.update(rejection.sample_id for rejection in read_rejections(self.storage, generation))
             names.update(read_column(self.storage, generation, "name"))
         selection = self.config.input.model_copy(update={"limit": None})
-        planned = plan_latents(found, selection, self.recipe.fingerprint, self.config.output.fps, names)
+        # To the end, whatever the limit: only there it is known whether the settings name what is nowhere.
+        planned = list(plan_latents(found, selection, self.recipe.fingerprint, self.config.output.fps, names))
         return islice((item for item in planned if item.sample_id not in known), self.config.input.limit)
 
     def to_json(self, found: ProbedLatents) -> dict[str, Any]:
