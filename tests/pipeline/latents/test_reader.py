@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,11 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.dataset import LatentDataset
 from pipeline.errors import TerminalError, TransientError
 from pipeline.latents import LatentReader
 from pipeline.storage import Storage
+from pipeline.types import Rejection
 from tests.pipeline.dataset.builders import make_dataset
 from tests.pipeline.fakes import Fault, FlakyFileSystem
 from tests.pipeline.latents.builders import (
@@ -28,6 +32,7 @@ from tests.pipeline.latents.builders import (
     file_bytes,
     lay_out,
     make_latent,
+    plan,
     plan_all,
     read_all,
     rejections,
@@ -180,6 +185,27 @@ def test_damage_of_a_row_is_found_when_it_is_read(tmp_path: Path) -> None:
         reader.read(planned[3])
 
 
+@given(st.sampled_from(["snappy", "none"]), st.data())
+def test_parquet_with_bytes_changed_is_read_or_told(
+    tmp_path_factory: pytest.TempPathFactory, compression: str, draw: st.DataObject
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "changed.parquet"
+    row = {**triplet(make_latent(shape=(16, 1, 2, 2))), "caption": "x"}
+    write_rows(path, [row] * 3, compression=compression, use_dictionary=False)
+    data = bytearray(path.read_bytes())
+    for _ in range(draw.draw(st.integers(1, 4))):
+        # The footer is what most damage is about.
+        data[draw.draw(st.one_of(st.integers(-1400, -1), st.integers(0, len(data) - 1)))] = draw.draw(st.integers(0, 255))
+    path.write_bytes(data)
+    reader = LatentReader()
+    for planned in plan(configure(path, format="files")):
+        if isinstance(planned, Rejection):
+            assert planned.reason != "unexpected"
+        else:
+            with contextlib.suppress(TerminalError):
+                reader.read(planned)
+
+
 def test_shard_whose_tensor_was_changed_is_damaged(dataset: Storage) -> None:
     config = configure(dataset.uri, scale=None)
     planned = plan_all(config)[0]
@@ -191,9 +217,10 @@ def test_shard_whose_tensor_was_changed_is_damaged(dataset: Storage) -> None:
     assert reason_of(lambda: LatentReader().read(now)) == "damaged"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_latent_that_is_not_finite_is_refused(tmp_path: Path, value: float) -> None:
-    latent = make_latent()
+def test_latent_that_is_not_finite_is_refused(tmp_path: Path, value: float, dtype: torch.dtype) -> None:
+    latent = make_latent(dtype=dtype)
     latent[3, 2, 1, 0] = value
     (tmp_path / "a.npy").write_bytes(file_bytes(latent, ".npy"))
     (planned,) = plan_all(configure(tmp_path))
