@@ -13,7 +13,6 @@ import yaml
 from pipeline.config import REDACTED, RunConfig
 from pipeline.dataset import LatentDataset
 from pipeline.engine import best_device, load_engine
-from pipeline.errors import TerminalError
 from pipeline.quarantine import QUARANTINE_PATH
 from pipeline.storage import Storage
 from pipeline.types import Bucket

@@ -320,7 +320,9 @@ def _codec(format: VideoFormat, fragmented: bool) -> tuple[str, str, dict[str, s
         return "ffv1", "bgr0", {"level": "3", "g": "1", "slices": "4", "slicecrc": "1"}
     if format.container == "webp":
         return "libwebp_anim", "bgra", {"quality": "75", "compression_level": "1"}
-    options = {"crf": str(format.crf), "preset": "medium"}
+    # x264's macroblock tree, on by default, is not deterministic in small pictures: of equal frames at 160x32 about one
+    # encoding in a hundred came out different, none of 250 without it.
+    options = {"crf": str(format.crf), "preset": "medium", "x264-params": "no-mbtree=1"}
     if fragmented:
         # Otherwise x264 looks fifty frames ahead before it gives the first. A sixth more bytes, 0.4 dB less.
         options["tune"] = "zerolatency"

@@ -1,4 +1,4 @@
-"""Every configuration that the project ships loads, and example.yaml is the whole truth about the settings."""
+"""Every configuration that the project ships loads, and the commented ones are the whole truth about the settings."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.command_line import load_config_file
-from pipeline.config import RunConfig
+from pipeline.config import JobConfig, RunConfig
+from pipeline.decode_config import DecodeRunConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PLACES = {"input": {"uri": "videos"}, "output": {"uri": "latents"}, "vae": {"weights": "weights"}}
+COMMENTED: dict[str, type[JobConfig]] = {"example": RunConfig, "decode": DecodeRunConfig}
+ENCODING = sorted(path for path in CONFIGS.glob("*.yaml") if path.stem not in ("decode", "serve"))
 
 
 def load(path: Path) -> RunConfig:
@@ -19,25 +22,28 @@ def load(path: Path) -> RunConfig:
     return RunConfig(**{**values, **{name: {**PLACES.get(name, {}), **values.get(name, {})} for name in PLACES}})
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ENCODING, ids=lambda path: path.stem)
 def test_a_shipped_configuration_loads(path: Path) -> None:
     load(path)
 
 
-def test_example_gives_every_setting_its_default() -> None:
-    values = load_config_file(CONFIGS / "example.yaml")
+@pytest.mark.parametrize("name", COMMENTED)
+def test_commented_file_gives_every_setting_its_default(name: str) -> None:
+    values, settings = load_config_file(CONFIGS / f"{name}.yaml"), COMMENTED[name]
     assert {name: set(section) for name, section in values.items()} == {
         name: set(field.annotation.model_fields)  # type: ignore[union-attr]
-        for name, field in RunConfig.model_fields.items()
+        for name, field in settings.model_fields.items()
     }
     given = {name: values[name] for name in PLACES}
     required = {name: {key: given[name][key] for key in PLACES[name]} for name in PLACES}
-    assert RunConfig(**values) == RunConfig(**required)  # type: ignore[arg-type]
+    assert settings(**values) == settings(**required)  # type: ignore[arg-type]
 
 
-def test_example_explains_every_setting_with_the_words_of_help() -> None:
-    text = " ".join(line.strip().removeprefix("#").strip() for line in (CONFIGS / "example.yaml").read_text().splitlines())
-    for section in RunConfig.model_fields.values():
+@pytest.mark.parametrize("name", COMMENTED)
+def test_commented_file_explains_every_setting_with_the_words_of_help(name: str) -> None:
+    lines = (CONFIGS / f"{name}.yaml").read_text().splitlines()
+    text = " ".join(line.strip().removeprefix("#").strip() for line in lines)
+    for section in COMMENTED[name].model_fields.values():
         for name, field in section.annotation.model_fields.items():  # type: ignore[union-attr]
             assert field.description, name
             assert re.sub(r"\s+", " ", field.description) in text, name

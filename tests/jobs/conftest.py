@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,15 +42,18 @@ def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def clips(tmp_path: Path) -> Path:
+def copy_clips(folder: Path) -> Path:
     """A folder with four real clips, one of them with a caption in a text file, one in JSON."""
-    folder = tmp_path / "clips"
     folder.mkdir()
     for name in GOOD_CLIPS:
         for source in CLIPS.glob(Path(name).stem + ".*"):
             shutil.copy2(source, folder)  # with its modification time, which is part of a sample's identity
     return folder
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    return copy_clips(tmp_path / "clips")
 
 
 @pytest.fixture
@@ -60,24 +65,24 @@ def many_clips(clips: Path) -> Path:
     return clips
 
 
+def small_config(clips: Path, vae: Path, dataset: Path, **sections: dict[str, Any]) -> RunConfig:
+    """Settings of a small run; keyword arguments replace those of a section."""
+    values: dict[str, dict[str, Any]] = {
+        "input": {"uri": str(clips)},
+        "output": {"uri": str(dataset)},
+        "vae": {"weights": str(vae), "dtype": "float32"},
+        "clip": {"buckets": ["9x32x48@8"]},
+        "cluster": {"actors": 2, "threads_per_actor": 1, "frame_budget_bytes": 1 << 20},
+        "run": {"progress": "log", "log_every_s": 0.5},
+    }
+    for name, section in sections.items():
+        values.setdefault(name, {}).update(section)
+    return RunConfig(**values)  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def make_config(clips: Path, tiny_vae: Path, tmp_path: Path) -> Any:
-    """Settings of a small run; keyword arguments replace those of a section."""
-
-    def make(**sections: dict[str, Any]) -> RunConfig:
-        values: dict[str, dict[str, Any]] = {
-            "input": {"uri": str(clips)},
-            "output": {"uri": str(tmp_path / "latents")},
-            "vae": {"weights": str(tiny_vae), "dtype": "float32"},
-            "clip": {"buckets": ["9x32x48@8"]},
-            "cluster": {"actors": 2, "threads_per_actor": 1, "frame_budget_bytes": 1 << 20},
-            "run": {"progress": "log", "log_every_s": 0.5},
-        }
-        for name, section in sections.items():
-            values.setdefault(name, {}).update(section)
-        return RunConfig(**values)  # type: ignore[arg-type]
-
-    return make
+    return functools.partial(small_config, clips, tiny_vae, tmp_path / "latents")
 
 
 @pytest.fixture
@@ -97,6 +102,15 @@ def make_decode_config(tiny_vae: Path, tmp_path: Path) -> Any:
         return DecodeRunConfig(**values)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def ray_tmp() -> Iterator[Path]:
+    """A folder for Ray's own files. Short, since Ray puts Unix sockets in it."""
+    folder = Path(f"/tmp/rt{os.getpid()}{time.monotonic_ns() % 10**6}")
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from pipeline.dataset import LatentDataset
 from pipeline.dataset.scaling import scale_latents
 from pipeline.errors import ConfigError, RunRefusedError
 from pipeline.types import Bucket, Frames
-from tests.jobs.conftest import GOOD_CLIPS, read_quarantine, run_decode, run_encode
+from tests.jobs.conftest import GOOD_CLIPS, copy_clips, read_quarantine, run_decode, run_encode, small_config
 from tests.jobs.sabotage import load_sabotaged
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -71,9 +71,11 @@ def latents(tmp_path: Path) -> dict[str, torch.Tensor]:
     return made
 
 
-@pytest.fixture
-def encoded(make_config: Any) -> str:
-    config = make_config(output={"first_frame": True})
+@pytest.fixture(scope="module")
+def encoded(cluster: None, tiny_vae: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A dataset of the four clips, for reading only."""
+    folder = tmp_path_factory.mktemp("encoded")
+    config = small_config(copy_clips(folder / "clips"), tiny_vae, folder / "dataset", output={"first_frame": True})
     assert run_encode(config) == ExitCode.COMPLETE
     return str(config.output.uri)
 
@@ -232,8 +234,6 @@ def test_another_recipe_and_the_output_of_another_job_are_refused(encoded: str, 
     run_decode(make_decode_config(input={"scale": "none"}))
     with pytest.raises(RunRefusedError, match="container: 'mkv' there, 'mp4' here"):
         run_decode(make_decode_config(input={"scale": "none"}, output={"container": "mp4"}))
-    encoded = str(tmp_path / "encoded")
-    run_encode(make_config(output={"uri": encoded}))
     with pytest.raises(RunRefusedError, match="is the output of a job that encodes"):
         run_decode(make_decode_config(input={"scale": "none"}, output={"uri": encoded}))
 

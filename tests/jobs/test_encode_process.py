@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from pipeline.config import RunConfig
 from pipeline.dataset import LatentDataset
 from pipeline.storage import Storage
 from tests.jobs.conftest import ROOT, read_rows
+from tests.jobs.processes import DEADLINE_S, environment, run_job, start_job_and_wait
 
 JOB = ROOT / "jobs" / "encode_dataset.py"
-DEADLINE_S = 120
 
 
 def job_arguments(config: RunConfig) -> list[str]:
@@ -39,35 +38,6 @@ def job_arguments(config: RunConfig) -> list[str]:
     ]
 
 
-def environment(tmp: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**kept, "RAY_TMPDIR": str(tmp)}
-
-
-@pytest.fixture
-def ray_tmp() -> Iterator[Path]:
-    """Short, since Ray puts Unix sockets in it."""
-    folder = Path(f"/tmp/rt{os.getpid()}{time.monotonic_ns() % 10**6}")
-    folder.mkdir()
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def run_job(arguments: list[str], tmp: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(JOB), *arguments]
-    return subprocess.run(command, env=environment(tmp), capture_output=True, text=True, timeout=DEADLINE_S, check=False)
-
-
-def start_job_and_wait(arguments: list[str], tmp: Path, until: Callable[[], bool]) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen([sys.executable, str(JOB), *arguments], env=environment(tmp), stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + DEADLINE_S
-    while not until():
-        assert process.poll() is None, "the job ended before it could be disturbed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return process
-
-
 def committed(config: RunConfig) -> int:
     return len(list(Path(config.output.uri).rglob("data/**/*.parquet")))
 
@@ -75,13 +45,13 @@ def committed(config: RunConfig) -> int:
 @pytest.mark.usefixtures("many_clips")
 def test_a_driver_killed_in_the_middle_resumes_to_the_same_rows(make_config: Any, tmp_path: Path, ray_tmp: Path) -> None:
     undisturbed = make_config(output={"uri": str(tmp_path / "undisturbed")})
-    assert run_job(job_arguments(undisturbed), ray_tmp).returncode == 0
+    assert run_job(JOB, job_arguments(undisturbed), ray_tmp).returncode == 0
     config = make_config()
-    process = start_job_and_wait(job_arguments(config), ray_tmp, lambda: committed(config) >= 1)
+    process = start_job_and_wait(JOB, job_arguments(config), ray_tmp, lambda: committed(config) >= 1)
     process.kill()
     process.wait()
     assert committed(config) < 20, "the run was over before it was killed"
-    again = run_job(job_arguments(config), ray_tmp)
+    again = run_job(JOB, job_arguments(config), ray_tmp)
     assert again.returncode == 0, again.stderr
     assert "died without finishing; resuming" in again.stderr
     assert read_rows(Path(config.output.uri)) == read_rows(Path(undisturbed.output.uri))
@@ -90,22 +60,22 @@ def test_a_driver_killed_in_the_middle_resumes_to_the_same_rows(make_config: Any
 @pytest.mark.usefixtures("many_clips")
 def test_sigterm_stops_with_code_4_and_the_same_command_finishes(make_config: Any, ray_tmp: Path) -> None:
     config = make_config()
-    process = start_job_and_wait(job_arguments(config), ray_tmp, lambda: committed(config) >= 1)
+    process = start_job_and_wait(JOB, job_arguments(config), ray_tmp, lambda: committed(config) >= 1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(DEADLINE_S) == 4
     status = json.loads((Path(config.output.uri) / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("stopped", 4)
-    assert run_job(job_arguments(config), ray_tmp).returncode == 0
+    assert run_job(JOB, job_arguments(config), ray_tmp).returncode == 0
     assert len(LatentDataset(config.output.uri)) == 20
 
 
 def test_usage_errors_exit_with_2_and_name_the_setting(make_config: Any, ray_tmp: Path) -> None:
     config = make_config(input={"uri": "/nowhere/at/all"})
-    result = run_job(job_arguments(config), ray_tmp)
+    result = run_job(JOB, job_arguments(config), ray_tmp)
     assert result.returncode == 2
     assert "input.uri /nowhere/at/all: there is nothing there" in result.stderr
     assert json.loads((Path(config.output.uri) / "status.json").read_text())["exit_code"] == 2
-    result = run_job([*job_arguments(config), "--encode.batch_size=0"], ray_tmp)
+    result = run_job(JOB, [*job_arguments(config), "--encode.batch_size=0"], ray_tmp)
     assert result.returncode == 2
     assert "encode.batch_size" in result.stderr
 
@@ -120,13 +90,13 @@ def test_input_output_and_weights_may_be_in_object_storage(
             target.put(file.name, file.read_bytes())
     uris = [f"--input.uri={root}/clips", f"--output.uri={root}/latents", f"--vae.weights={root}/vae"]
     rest = [argument for argument in job_arguments(make_config()) if ".uri=" not in argument and "weights" not in argument]
-    result = run_job([*uris, *rest], ray_tmp)
+    result = run_job(JOB, [*uris, *rest], ray_tmp)
     assert result.returncode == 0, result.stderr
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in result.stdout + result.stderr
     remote = LatentDataset(f"{root}/latents", columns=["caption"])
     assert len(remote) == 4
     local = make_config()
-    assert run_job(job_arguments(local), ray_tmp).returncode == 0
+    assert run_job(JOB, job_arguments(local), ray_tmp).returncode == 0
     by_name = {Path(row["source_uri"]).name: row for row in read_rows(Path(local.output.uri)).values()}
     named = LatentDataset(f"{root}/latents", columns=["source_uri"])
     for item in named:
