@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .PHONY: help demo test test-slow check bench clean
 
 help:
-	@echo "make demo       set up, encode the clips of this repository, read them back, decode one"
+	@echo "make demo       set up, encode the clips of this repository, read them back, decode them"
 	@echo "make test       set up, check style and types, run the tests (minutes)"
 	@echo "make test-slow  the tests, the long ones too"
 	@echo "make check      style and types"
@@ -20,13 +20,18 @@ demo: $(VENV)/.installed
 	@rm -rf demo
 	@$(BIN)/python jobs/encode_dataset.py --config configs/quickstart.yaml --output.uri demo/latents
 	@echo "== demo: reading the dataset back and decoding a latent"
-	@$(BIN)/python jobs/show_dataset.py demo/latents --output demo/decoded.mp4
+	@$(BIN)/python jobs/show_dataset.py demo/latents
+	@echo "== demo: decoding its latents to videos"
+	@$(BIN)/python jobs/decode_latents.py --input.uri demo/latents --output.uri demo/videos \
+		--vae.weights configs/quickstart/vae --vae.dtype float32
 	@echo
 	@echo "demo/latents              the dataset: Parquet shards, index, manifest, plan, README.md"
 	@echo "demo/latents/report.html  the account, for a browser"
-	@echo "demo/decoded.mp4          a latent decoded again. Coloured noise: this small model is not trained"
+	@echo "demo/videos               the latents decoded again; report.html plays them. Coloured noise: the small model is not trained"
 	@echo "Next: your own videos, with published weights (see README.md):"
 	@echo "  $(BIN)/python jobs/encode_dataset.py --config configs/cogvideox-5b.yaml --input.uri FOLDER --output.uri FOLDER"
+	@echo "To look at the dataset in a browser:"
+	@echo "  $(BIN)/python jobs/serve_decoder.py --config configs/serve.yaml --datasets.demo demo/latents"
 
 test: $(VENV)/.installed-test check
 	@echo "== test: pytest, without the tests marked slow"

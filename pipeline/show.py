@@ -1,22 +1,15 @@
-"""A first look at a finished dataset: what is in it, what is not and why, and one latent decoded again."""
+"""A first look at a finished dataset: what is in it, what is not and why."""
 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow.parquet as pq
-import yaml
 
-from pipeline.config import REDACTED, RunConfig
 from pipeline.dataset import LatentDataset
-from pipeline.engine import best_device, load_engine
 from pipeline.quarantine import QUARANTINE_PATH
 from pipeline.storage import Storage
-from pipeline.types import Bucket
-from pipeline.video_writer import encode_video
 
 MOST_ROWS = 20
 
@@ -38,27 +31,3 @@ def describe(uri: str) -> Iterator[str]:
     yield f"left out: {len(rows)}"
     for row in rows[:MOST_ROWS]:
         yield f"  {row['status']}  {row['reason']}: {row['detail']}"
-
-
-def decode_sample(uri: str, index: int, path: Path, weights: str | None = None) -> None:
-    """Decode one stored latent to an mp4 file, which appears under its name when it is whole.
-
-    Args:
-        weights: of the VAE; None: those that the dataset was made with, as its ``run.yaml`` says.
-    """
-    config = RunConfig(**yaml.safe_load(Storage(uri).read("run.yaml")))
-    if weights is not None:
-        config.vae.weights, config.vae.subfolder = weights, None
-    item = LatentDataset(uri)[index]
-    # Credentials were replaced when the settings were saved; they come from the environment.
-    config.vae.storage_options = {name: value for name, value in config.vae.storage_options.items() if value != REDACTED}
-    engine = load_engine(config, None, best_device(), None)
-    chunks = (frames for (frames,) in engine.decode_chunks([item["latent"]]))
-    video = encode_video(chunks, Bucket.parse(item["bucket_key"]).exact_fps)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(video)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
