@@ -1,7 +1,7 @@
 // The latent's channels as pictures: a canvas each, one slider over the latent frames.
 
 import { channelStatistics, latentFrameOf, paintChannel, videoFramesOf } from "./latent.js";
-import { byId, formatNumber, make } from "./dom.js";
+import { byId, make } from "./dom.js";
 
 export class Channels {
   constructor(video) {
@@ -43,10 +43,12 @@ export class Channels {
     const canvas = this.contexts[channel].canvas;
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `Channel ${channel}`);
-    const [mean, std, min, max] = ["mean", "std", "min", "max"].map((name) => short(statistics[name]));
-    const numbers = make("span", { className: "numbers" }, `μ ${mean}  σ ${std}`, make("br"), `${min} … ${max}`);
-    const caption = make("figcaption", {}, make("b", {}, String(channel)), numbers);
-    if (statistics.notFinite > 0) caption.append(make("em", { className: "problem" }, `${statistics.notFinite} not finite`));
+    const { mean, std, min, max, notFinite } = statistics;
+    const spread = make("span", {}, `μ ${short(mean)} σ ${short(std)}`);
+    const range = make("span", {}, `${short(min)} … ${short(max)}`);
+    const caption = make("figcaption", {}, make("b", {}, String(channel)), spread, range);
+    caption.title = `mean ${mean}\nstandard deviation ${std}\nminimum ${min}\nmaximum ${max}`;
+    if (notFinite > 0) caption.append(make("em", { className: "problem" }, `${notFinite} not finite`));
     return make("figure", {}, canvas, caption);
   }
 
@@ -84,4 +86,8 @@ export class Channels {
   }
 }
 
-const short = (value) => formatNumber(value, 3).replace("-", "−");
+/** As many digits as fit under a picture. */
+function short(value) {
+  const text = Math.abs(value) < 1 ? value.toPrecision(2) : Math.abs(value) < 100 ? value.toFixed(2) : value.toPrecision(4);
+  return text.replace("-", "−");
+}

@@ -3,7 +3,7 @@
 import { pause, request, requestJson, samplePath } from "./api.js";
 import { Channels } from "./channels.js";
 import { byId, copyText, formatNumber, formatValue, make } from "./dom.js";
-import { parseLatent } from "./latent.js";
+import { parseLatent, videoLength } from "./latent.js";
 import { loadInto, showState } from "./state.js";
 
 // Who holds down "next" passes samples faster than this, and none of those is decoded.
@@ -54,18 +54,18 @@ export class Detail {
   }
 
   fill(path, sample) {
-    const { caption, width, height, num_frames: frames, fps } = sample.columns;
+    const { caption, width, height } = sample.columns;
     byId("sample-caption").textContent = caption || "No caption";
     byId("sample-caption").classList.toggle("muted", !caption);
     byId("sample-id").textContent = sample.id;
-    byId("video-facts").textContent = `${frames} frames · ${width} × ${height} · ${formatNumber(fps)} fps`;
-    byId("latent-facts").textContent = `${sample.latent.shape.join(" × ")} · ${sample.latent.dtype}`;
+    byId("video-facts").textContent = describeVideo(sample.columns);
+    byId("latent-facts").textContent = "";
     byId("download-mp4").href = `${path}/video?container=mp4`;
     byId("download-mkv").href = `${path}/video?container=mkv`;
     byId("download-latent").href = `${path}/latent`;
     byId("frame-figure").hidden = !sample.has_first_frame;
     // the size is known before the pictures are, so nothing jumps when they come
-    for (const stage of ["video-stage", "frame-stage"]) byId(stage).style.aspectRatio = `${width} / ${height}`;
+    byId("pictures").style.setProperty("--ratio", width && height ? width / height : 1.5);
     byId("metadata").replaceChildren(...Object.entries(sample.columns).map(metadataRow));
     byId("latent").hidden = true;
     byId("sample").hidden = false;
@@ -82,6 +82,7 @@ export class Detail {
       this.videoUrl = URL.createObjectURL(video);
       this.video.src = this.videoUrl;
       await settled(this.video, "loadedmetadata", signal, "This browser cannot play the video.");
+      byId("pictures").style.setProperty("--ratio", this.video.videoWidth / this.video.videoHeight);
       if (!matchMedia("(prefers-reduced-motion: reduce)").matches) this.video.play().catch(() => {});
     });
   }
@@ -102,8 +103,9 @@ export class Detail {
       const response = await request(`${path}/latent`, { signal, onWait });
       const latent = parseLatent(await response.arrayBuffer());
       signal.throwIfAborted();
+      byId("latent-facts").textContent = `${latent.shape.join(" × ")} · ${latent.dtype}`;
       byId("latent").hidden = false;
-      this.channels.show(latent, sample.columns.num_frames, sample.columns.fps);
+      this.channels.show(latent, sample.columns.num_frames ?? videoLength(latent.shape[1]), sample.columns.fps ?? 8);
     });
   }
 }
@@ -115,6 +117,12 @@ function settled(element, event, signal, complaint) {
     element.addEventListener("error", () => reject(new Error(complaint)), { once: true, signal });
     signal.addEventListener("abort", () => reject(signal.reason), { once: true });
   });
+}
+
+/** Datasets of other programs do not say everything. */
+function describeVideo({ num_frames: frames, width, height, fps }) {
+  const facts = [frames && `${frames} frames`, width && height && `${width} × ${height}`, fps && `${formatNumber(fps)} fps`];
+  return facts.filter(Boolean).join(" · ");
 }
 
 function metadataRow([name, value]) {

@@ -18,9 +18,9 @@ export function formatValue(value) {
 }
 
 /** Five significant digits; whole numbers as they are. */
-export function formatNumber(value, digits = 5) {
+export function formatNumber(value) {
   if (Number.isInteger(value) || !Number.isFinite(value)) return String(value);
-  return String(Number(value.toPrecision(digits)));
+  return String(Number(value.toPrecision(5)));
 }
 
 const counts = new Intl.NumberFormat("en");

@@ -88,6 +88,9 @@ export function paintChannel(latent, channel, frame, { low, high }, pixels) {
   }
 }
 
+/** Frames of the video that so many latent frames decode to. */
+export const videoLength = (latentFrames) => (latentFrames % 2 ? 4 * (latentFrames - 1) + 1 : 4 * latentFrames);
+
 /**
  * The latent frame that a video frame was decoded from.
  * An odd number of latent frames gives its first one a single video frame; an even number shares evenly.

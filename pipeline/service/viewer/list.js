@@ -35,8 +35,7 @@ export class List {
         if (signal.aborted) throw error;
         Object.assign(this, { samples: [], total: 0 });
         this.render();
-        const refused = view.filter && [400, 422].includes(error.status);
-        if (!refused) throw error;
+        if (![400, 422].includes(error.status)) throw error;
         this.complain(error.message);
       }
     };
@@ -46,11 +45,11 @@ export class List {
     });
   }
 
-  /** Say beside the metadata filter what the service has against it. */
+  /** Say below the fields what the service has against them. */
   complain(sentence) {
     byId("filter-error").hidden = !sentence;
     byId("filter-error").textContent = sentence ?? "";
-    byId("filter").setAttribute("aria-invalid", String(Boolean(sentence)));
+    byId("filter").setAttribute("aria-invalid", String(Boolean(sentence && this.view.filter)));
   }
 
   render() {
@@ -80,9 +79,9 @@ export class List {
   row(sample) {
     const { id, caption, num_frames: frames, width, height, fps, source_uri: source } = sample;
     const title = make("span", { className: caption ? "title" : "title muted", dir: "auto" }, caption || "no caption");
-    const facts = `${frames} f · ${width} × ${height} · ${formatNumber(fps)} fps`;
+    const facts = [frames && `${frames} f`, width && `${width} × ${height}`, fps && `${formatNumber(fps)} fps`];
     const name = make("span", { className: "source", title: source ?? "" }, fileName(source) || id.slice(0, 12));
-    const second = make("span", { className: "facts" }, name, make("span", {}, facts));
+    const second = make("span", { className: "facts" }, name, make("span", {}, facts.filter(Boolean).join(" · ")));
     const link = make("a", { href: this.address({ sample: id }) }, title, second);
     link.dataset.id = id;
     return make("li", {}, link);
