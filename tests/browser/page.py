@@ -44,8 +44,9 @@ class Page:
         deadline = time.monotonic() + WAIT_S
         while not (value := self.js(expression, *arguments)):
             if time.monotonic() > deadline:
-                seen = self.js("document.body.innerText")
-                raise AssertionError(f"{expression} {arguments}: not true within {WAIT_S:g} s. The page says:\n{seen}")
+                seen = self.js("[location.hash, ...[...document.querySelectorAll('.browse, .detail')].map(e => e.innerText)]")
+                said = "\n--\n".join(part[:600] for part in seen)
+                raise AssertionError(f"{expression} {arguments}: not true within {WAIT_S:g} s. The page says:\n{said}")
             time.sleep(0.02)
         return value
 
@@ -108,7 +109,8 @@ class Page:
     def channel(self, number: int) -> npt.NDArray[np.uint8]:
         """The pixels of a channel's picture ``[H, W, 4]``."""
         width, height, values = self.js(
-            "(c => [c.width, c.height, [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]])"
+            "(c => { const copy = new OffscreenCanvas(c.width, c.height).getContext('2d');"
+            " copy.drawImage(c, 0, 0); return [c.width, c.height, [...copy.getImageData(0, 0, c.width, c.height).data]] })"
             "(document.querySelectorAll('#channels canvas')[arguments[0]])",
             number,
         )
