@@ -14,7 +14,7 @@ from PIL import Image
 
 from cogvae import AutoencoderKLCogVideoX
 from cogvae.weights import WeightFiles, resolve_weights
-from pipeline.config import OutputConfig, RunConfig, VaeConfig
+from pipeline.config import InputConfig, OutputConfig, RunConfig, VaeConfig
 from pipeline.errors import ConfigError, TerminalError
 from pipeline.types import Bucket, EncodedClip, Frames, TensorBytes
 
@@ -204,3 +204,9 @@ class VaeEngine:
     def _tensor(self, tensor: torch.Tensor) -> TensorBytes:
         data = tensor.contiguous().view(torch.uint8).numpy().data.cast("B")
         return TensorBytes(data=data, shape=tuple(tensor.shape), dtype=self._stored_dtype)
+
+
+def load_decoder(config: VaeConfig, device: str, threads: int | None) -> VaeEngine:
+    """Load a model to decode with; what it would encode is not stored anywhere. Raises: ConfigError."""
+    run = RunConfig(input=InputConfig(uri=""), output=OutputConfig(uri=""), vae=config)
+    return load_engine(run, None, device, threads)

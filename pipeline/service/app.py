@@ -17,7 +17,7 @@ from pipeline.service.docs_page import DOCS_CSP, render_docs
 from pipeline.service.edge import Edge, client_headers
 from pipeline.service.errors import RequestError
 from pipeline.service.gate import SESSION_COOKIE, SESSION_S
-from pipeline.service.parameters import DecodeParameters, VideoParameters
+from pipeline.service.parameters import DecodeParameters, VideoParameters, describe_problems
 
 _VIEWER = Path(__file__).parent / "viewer"
 _VIEWER_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -182,8 +182,7 @@ def _add_errors(app: FastAPI, service: DecoderService) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        problems = "; ".join(_describe(problem) for problem in error.errors()[:5])
-        return error_response(RequestError(422, "bad_parameter", problems))
+        return error_response(RequestError(422, "bad_parameter", describe_problems(error.errors())))
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
@@ -211,13 +210,3 @@ def _state(service: DecoderService) -> Response:
     except RuntimeError as error:
         return JSONResponse({"ready": False, "error": {"reason": "ill", "detail": str(error)}}, 503)
     return JSONResponse({"ready": True})
-
-
-def _describe(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"] if part not in ("query", "path", "body"))
-    if problem["type"] == "missing":
-        return f"{where}: is required"
-    if problem["type"] == "extra_forbidden":
-        return f"{where[:100]}: no such parameter"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.engine import ModelInfo
 from pipeline.errors import ConfigError, TerminalError
@@ -202,3 +203,26 @@ def check_limits(shape: tuple[int, ...], model: ModelInfo, limits: ServiceConfig
             f"the video has {height}x{width} pixels; service.max_pixels is {limits.max_pixels}, and a side at most {_MAX_SIDE}",
         )
     return num_frames, height, width
+
+
+def parse_parameters(values: Mapping[str, Any]) -> DecodeParameters:
+    """Parameters that came without HTTP. Raises: RequestError: 422."""
+    try:
+        return DecodeParameters(**{name: str(value) if name in ("scale", "fps") else value for name, value in values.items()})
+    except ValidationError as error:
+        raise RequestError(422, "bad_parameter", describe_problems(error.errors())) from error
+
+
+def describe_problems(problems: Sequence[Any]) -> str:
+    """What is wrong with parameters, in words."""
+    return "; ".join(_describe(problem) for problem in problems[:5])
+
+
+def _describe(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"] if part not in ("query", "path", "body"))[:100]
+    if problem["type"] == "missing":
+        return f"{where}: is required"
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: no such parameter"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
