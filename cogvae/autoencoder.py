@@ -3,8 +3,9 @@
 Shape legend: B batch, C channels, T frames, H/W pixels; t, h, w their latent counterparts.
 """
 
+import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, Self
 
 import torch
@@ -12,14 +13,15 @@ from torch import Generator, Tensor, nn
 
 from cogvae import weights
 from cogvae.blocks import ResnetStack, checkpoint_without_reentry
-from cogvae.chunks import run_in_chunks
+from cogvae.chunks import run_in_chunks, split_in_chunks
 from cogvae.config import VAEConfig
 from cogvae.conv import Tails
 from cogvae.decoder import Decoder
 from cogvae.encoder import Encoder
 from cogvae.outputs import AutoencoderKLOutput, DecoderOutput
 from cogvae.posterior import DiagonalGaussianDistribution
-from cogvae.tiling import TileAxis, run_in_tiles, tile_axis
+from cogvae.streams import check_pieces, from_uint8, run_stream, to_uint8
+from cogvae.tiling import Cut, TileAxis, tile_axis
 
 
 class AutoencoderKLCogVideoX(nn.Module):
@@ -256,11 +258,8 @@ class AutoencoderKLCogVideoX(nn.Module):
 
         Any T >= 1 is taken; only 8k+1 and 8k frames come back with their count. Odd sizes round down.
         """
-        self._check(x, "frames", self.config.in_channels, self.config.spatial_compression_ratio)
-        height, width = self.tile_sample_min_height, self.tile_sample_min_width
-        tiled = self.use_tiling and (x.shape[3] > height or x.shape[4] > width)
-        moments = self._by_clip(self._encode_tiles if tiled else self._encode_clips, x)
-        posterior = DiagonalGaussianDistribution(moments)
+        self._check_frames(x)
+        posterior = DiagonalGaussianDistribution(self._cut_frames(x).run(self._encode_clips, x))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
@@ -268,11 +267,39 @@ class AutoencoderKLCogVideoX(nn.Module):
 
         An odd t gives 4(t-1)+1 frames, an even one 4t, at the default temporal compression.
         """
-        self._check(z, "latents", self.config.latent_channels, 1)
-        height, width = self.tile_latent_min_height, self.tile_latent_min_width
-        tiled = self.use_tiling and (z.shape[3] > height or z.shape[4] > width)
-        frames = self._by_clip(self._decode_tiles if tiled else self._decode_clips, z)
+        self._check_latents(z)
+        frames = self._cut_latents(z).run(self._decode_clips, z)
         return DecoderOutput(sample=frames) if return_dict else (frames,)
+
+    def encode_stream(
+        self, frames: Tensor | Iterable[Tensor], num_frames: int | None = None, *, uint8: bool = False
+    ) -> Iterator[Tensor]:
+        """Frames in pieces [B, 3, any T, H, W] to moments [B, 2*C, t, h, w], chunk by chunk: `encode` in the memory of a chunk.
+
+        `num_frames` is how many frames come in all. None: as many as a single tensor has; pieces must then add up
+        to 8k+1. With `uint8` the frames are pixels of that dtype, 0 to 255. Settings are read at the first chunk.
+
+        Raises: ValueError, while it runs, if the pieces do not fit together or end elsewhere.
+        """
+        check = functools.partial(self._check_frames, uint8=uint8)
+        chunks = self._chunks(frames, num_frames, self.num_sample_frames_batch_size, check)
+        if uint8:
+            chunks = ((from_uint8(chunk, self.dtype), is_last) for chunk, is_last in chunks)
+        return run_stream(self._encode_chunk, chunks, self._cut_frames)
+
+    def decode_stream(
+        self, latents: Tensor | Iterable[Tensor], num_frames: int | None = None, *, uint8: bool = False
+    ) -> Iterator[Tensor]:
+        """Unscaled latents in pieces [B, C, any t, h, w] to frames [B, 3, T, H, W]: `decode`, as `encode_stream` is `encode`.
+
+        `num_frames` counts latent frames, as they are what comes in. None: as many as a single tensor has; pieces
+        must then add up to an odd number. With `uint8` the frames are clamped pixels of that dtype, 0 to 255.
+
+        Raises: as `encode_stream` does.
+        """
+        chunks = self._chunks(latents, num_frames, self.num_latent_frames_batch_size, self._check_latents)
+        frames = run_stream(self._decode_chunk, chunks, self._cut_latents)
+        return map(to_uint8, frames) if uint8 else frames
 
     def forward(
         self,
@@ -288,36 +315,34 @@ class AutoencoderKLCogVideoX(nn.Module):
 
     def tiled_encode(self, x: Tensor) -> Tensor:
         """Frames [B, 3, T, H, W] to moments [B, 2*C, t, h, w] by blend tiling, whatever `use_tiling` says."""
-        self._check(x, "frames", self.config.in_channels, self.config.spatial_compression_ratio)
-        return self._encode_tiles(x)
+        self._check_frames(x)
+        return self._cut(self.config.spatial_compression_ratio, 1, tiled=True).run(self._encode_clips, x)
 
     def tiled_decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Latents [B, C, t, h, w] to frames by blend tiling, whatever `use_tiling` says."""
-        self._check(z, "latents", self.config.latent_channels, 1)
-        frames = self._decode_tiles(z)
+        self._check_latents(z)
+        frames = self._cut(1, self.config.spatial_compression_ratio, tiled=True).run(self._decode_clips, z)
         return DecoderOutput(sample=frames) if return_dict else (frames,)
 
-    def _encode_tiles(self, x: Tensor) -> Tensor:
-        scale = self.config.spatial_compression_ratio
-        return run_in_tiles(self._encode_clips, x, *self._tile_axes(), in_scale=scale, out_scale=1)
+    def _cut_frames(self, x: Tensor) -> Cut:
+        larger = x.shape[3] > self.tile_sample_min_height or x.shape[4] > self.tile_sample_min_width
+        return self._cut(self.config.spatial_compression_ratio, 1, tiled=self.use_tiling and larger)
 
-    def _decode_tiles(self, z: Tensor) -> Tensor:
-        scale = self.config.spatial_compression_ratio
-        return run_in_tiles(self._decode_clips, z, *self._tile_axes(), in_scale=1, out_scale=scale)
+    def _cut_latents(self, z: Tensor) -> Cut:
+        larger = z.shape[3] > self.tile_latent_min_height or z.shape[4] > self.tile_latent_min_width
+        return self._cut(1, self.config.spatial_compression_ratio, tiled=self.use_tiling and larger)
+
+    def _cut(self, in_scale: int, out_scale: int, *, tiled: bool) -> Cut:
+        # Read at every call: users also set these attributes one by one.
+        return Cut(self.use_slicing, self._tile_axes() if tiled else None, in_scale, out_scale)
 
     def _tile_axes(self) -> tuple[TileAxis, TileAxis]:
-        # Read at every call: users also set these attributes one by one.
         scale = self.config.spatial_compression_ratio
         sample, latent = self.tile_sample_min_height, self.tile_latent_min_height
         height = tile_axis("height", sample, latent, self.tile_overlap_factor_height, scale)
         sample, latent = self.tile_sample_min_width, self.tile_latent_min_width
         width = tile_axis("width", sample, latent, self.tile_overlap_factor_width, scale)
         return height, width
-
-    def _by_clip(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        if self.use_slicing and x.shape[0] > 1:
-            return torch.cat([network(clip) for clip in torch.split(x, 1)])
-        return network(x)
 
     # The exact engine takes the place of these two where it applies; they stay as what it is checked against.
 
@@ -336,6 +361,27 @@ class AutoencoderKLCogVideoX(nn.Module):
         return frames, tails
 
     @staticmethod
+    def _chunks(
+        given: Tensor | Iterable[Tensor], num_frames: int | None, chunk_frames: int, check: Callable[[Tensor], None]
+    ) -> Iterator[tuple[Tensor, bool]]:
+        if isinstance(given, Tensor):
+            check(given)
+            num_frames, given = given.shape[2] if num_frames is None else num_frames, [given]
+        return split_in_chunks(check_pieces(given, check), chunk_frames, num_frames)
+
+    def _check_frames(self, x: Tensor, *, uint8: bool = False) -> None:
+        self._check(x, "frames", self.config.in_channels, self.config.spatial_compression_ratio)
+        if uint8 and x.dtype != torch.uint8:
+            raise ValueError(f"frames of dtype {x.dtype} with uint8=True: expected torch.uint8")
+        if not uint8 and not x.is_floating_point():
+            raise ValueError(f"frames of dtype {x.dtype}: expected floats; uint8 frames become x / 127.5 - 1")
+
+    def _check_latents(self, z: Tensor) -> None:
+        self._check(z, "latents", self.config.latent_channels, 1)
+        if not z.is_floating_point():
+            raise ValueError(f"latents of dtype {z.dtype}: expected floats")
+
+    @staticmethod
     def _check(x: Tensor, what: str, channels: int, smallest: int) -> None:
         shape = list(x.shape)
         if len(shape) != 5 or shape[1] != channels:
@@ -347,5 +393,3 @@ class AutoencoderKLCogVideoX(nn.Module):
             raise ValueError(
                 f"{what} of shape {shape}: expected one clip and one frame at least, height and width {smallest} at least"
             )
-        if not x.is_floating_point():
-            raise ValueError(f"{what} of dtype {x.dtype}: expected floats; uint8 frames become x / 127.5 - 1")

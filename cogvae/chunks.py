@@ -3,7 +3,8 @@
 Shape legend: B batch, C channels, T frames, H/W pixels or latent cells.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, repeat
 
 import torch
 from torch import Tensor
@@ -25,14 +26,62 @@ def partition(num_frames: int, chunk_frames: int) -> list[range]:
     return [range(0, first)] + [range(t, t + chunk_frames) for t in range(first, num_frames, chunk_frames)]
 
 
+class FrameLoop:
+    """One clip on its way through a network: takes its chunks in order, and keeps what each leaves for the next."""
+
+    def __init__(self, network: ChunkFunction) -> None:
+        self._network = network
+        self._tails = Tails()
+
+    def __call__(self, chunk_BCTHW: Tensor, is_last: bool) -> Tensor:
+        if is_last:
+            self._tails = self._tails.for_last_chunk()
+        result, self._tails = self._network(chunk_BCTHW, self._tails)
+        return result
+
+
 def run_in_chunks(network: ChunkFunction, x_BCTHW: Tensor, chunk_frames: int) -> Tensor:
     """Runs a network over a whole clip and joins the results along time."""
-    tails = Tails()
-    results = []
-    chunks = partition(x_BCTHW.shape[2], chunk_frames)
-    for chunk in chunks:
-        if chunk is chunks[-1]:
-            tails = tails.for_last_chunk()
-        result, tails = network(x_BCTHW[:, :, chunk.start : chunk.stop], tails)
-        results.append(result)
-    return torch.cat(results, dim=2)
+    loop = FrameLoop(network)
+    return torch.cat([loop(*chunk) for chunk in split_in_chunks([x_BCTHW], chunk_frames, x_BCTHW.shape[2])], dim=2)
+
+
+def split_in_chunks(pieces: Iterable[Tensor], chunk_frames: int, num_frames: int | None) -> Iterator[tuple[Tensor, bool]]:
+    """Cuts a clip that comes in pieces of any length into its chunks, each with whether it is known as the last.
+
+    `num_frames` is what the pieces add up to. None: one more than a multiple of `chunk_frames`, and no chunk is
+    known as the last.
+
+    Raises: ValueError as soon as the pieces are more than that, and when they end elsewhere.
+    """
+    if num_frames is None:
+        sizes: Iterator[int] = chain([chunk_frames + 1 % chunk_frames], repeat(chunk_frames))
+    else:
+        sizes = iter([len(chunk) for chunk in partition(num_frames, chunk_frames)])
+    size = next(sizes)
+    waiting: list[Tensor] = []
+    received = passed = 0
+    for piece_BCTHW in pieces:
+        received += piece_BCTHW.shape[2]
+        if num_frames is not None and received > num_frames:
+            raise ValueError(f"a stream of {received} frames or more where num_frames={num_frames}")
+        waiting.append(piece_BCTHW)
+        while size and received - passed >= size:
+            joined = torch.cat(waiting, dim=2) if len(waiting) > 1 else waiting[0]
+            passed += size
+            waiting = [joined[:, :, size:]] if received > passed else []
+            yield joined[:, :, :size], passed == num_frames
+            size = next(sizes, 0)
+    if num_frames is None and received == 1 and waiting:
+        yield waiting[0], True
+    elif received == 0 or received > passed:
+        raise ValueError(_wrong_end(received, chunk_frames, num_frames))
+
+
+def _wrong_end(received: int, chunk_frames: int, num_frames: int | None) -> str:
+    if num_frames is not None:
+        return f"the stream ended after {received} frames where num_frames={num_frames}"
+    return (
+        f"the stream ended after {received} frames. Without num_frames it must have 1, {chunk_frames + 1} or "
+        f"{2 * chunk_frames + 1} and so on; give num_frames for any other count, as the first chunk takes the remainder"
+    )

@@ -26,6 +26,8 @@ class AutoencoderKLCogVideoX(cogvae.AutoencoderKLCogVideoX, diffusers.Autoencode
     # Offloading moves a model to its device when these are called.
     encode = apply_forward_hook(cogvae.AutoencoderKLCogVideoX.encode)  # type: ignore[no-untyped-call]
     decode = apply_forward_hook(cogvae.AutoencoderKLCogVideoX.decode)  # type: ignore[no-untyped-call]
+    encode_stream = apply_forward_hook(cogvae.AutoencoderKLCogVideoX.encode_stream)  # type: ignore[no-untyped-call]
+    decode_stream = apply_forward_hook(cogvae.AutoencoderKLCogVideoX.decode_stream)  # type: ignore[no-untyped-call]
 
     @property
     def _internal_dict(self) -> FrozenDict:

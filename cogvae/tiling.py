@@ -130,3 +130,21 @@ def blend(before: Tensor, tile: Tensor, extent: int, dim: int) -> None:
     start = tile.narrow(dim, 0, extent)
     end = before.narrow(dim, before.shape[dim] - extent, extent)
     start.copy_(end * (1 - weight) + start * weight)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How clips are cut in space before a network sees them: one by one, into tiles, both, or not at all."""
+
+    by_clip: bool
+    tiles: tuple[TileAxis, TileAxis] | None
+    in_scale: int
+    out_scale: int
+
+    def run(self, network: Callable[[Tensor], Tensor], x_BCTHW: Tensor) -> Tensor:
+        """Runs a network over every part, always in the same order, and puts the results together."""
+        if self.by_clip and x_BCTHW.shape[0] > 1:
+            return torch.cat([self.run(network, clip) for clip in torch.split(x_BCTHW, 1)])
+        if self.tiles is None:
+            return network(x_BCTHW)
+        return run_in_tiles(network, x_BCTHW, *self.tiles, in_scale=self.in_scale, out_scale=self.out_scale)

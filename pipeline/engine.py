@@ -1,10 +1,10 @@
-"""The model as the pipeline sees it: frames in, stored tensors out. The only module that imports ``cogvae``."""
+"""The model as the pipeline sees it: frames to stored tensors, latents to frames. The only module that imports ``cogvae``."""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from cogvae import AutoencoderKLCogVideoX
+from cogvae.streams import from_uint8, to_uint8
 from cogvae.weights import WeightFiles, resolve_weights
-from pipeline.config import OutputConfig, RunConfig, VaeConfig
+from pipeline.config import InputConfig, OutputConfig, RunConfig, VaeConfig
 from pipeline.errors import ConfigError, TerminalError
 from pipeline.types import Bucket, EncodedClip, Frames, TensorBytes
 
@@ -27,7 +28,26 @@ class Engine(Protocol):
         ...
 
     def measure_psnr(self, frames: Frames, encoded: EncodedClip) -> float:
-        """dB between a clip and its reconstruction from the stored latent."""
+        """dB between a clip and its reconstruction from the stored latent.
+
+        Raises:
+            TerminalError: the latent does not decode to finite frames.
+        """
+        ...
+
+    def decode(self, latents: Sequence[torch.Tensor]) -> list[Frames | TerminalError]:
+        """Decode unscaled latents ``[C, F, h, w]`` of one shape and any float dtype in one forward pass.
+
+        A clip that is not finite, as latent or as frames, yields an error.
+        """
+        ...
+
+    def decode_chunks(self, latents: Sequence[torch.Tensor]) -> Iterator[list[Frames]]:
+        """As ``decode``, chunk by chunk, in the memory of one: of every clip the next frames ``[t, H, W, 3]``.
+
+        Raises:
+            TerminalError: a clip is not finite; before the first chunk if it is the latent that is not.
+        """
         ...
 
     def is_out_of_memory(self, error: BaseException) -> bool:
@@ -161,18 +181,55 @@ class VaeEngine:
         return [clip if ok else problem for clip, ok in zip(encoded, finite.tolist(), strict=True)]
 
     @torch.inference_mode()
-    def decode(self, latent: torch.Tensor) -> Frames:
-        """Frames ``[T, H, W, 3]`` of an unscaled latent ``[C, F, H, W]``."""
-        z = latent[None].to(self._vae.device, self._vae.dtype)
-        sample = self._vae.decode(z, return_dict=False)[0][0]
-        pixels = sample.float().add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-        return pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+    def decode(self, latents: Sequence[torch.Tensor]) -> list[Frames | TerminalError]:
+        """As ``Engine.decode``."""
+        usable = [bool(latent.isfinite().all()) for latent in latents]
+        decoded = iter(self._decode([latent for latent, ok in zip(latents, usable, strict=True) if ok]))
+        return [next(decoded) if ok else self._not_finite("latent") for ok in usable]
+
+    @torch.inference_mode()
+    def decode_chunks(self, latents: Sequence[torch.Tensor]) -> Iterator[list[Frames]]:
+        """As ``Engine.decode_chunks``."""
+        if not all(bool(latent.isfinite().all()) for latent in latents):
+            raise self._not_finite("latent")
+        for frames, finite in self._decoded_chunks(latents):
+            if not all(finite):
+                raise self._not_finite("frames")
+            yield list(frames)
+
+    def _decode(self, latents: Sequence[torch.Tensor]) -> list[Frames | TerminalError]:
+        if not latents:
+            return []
+        chunks, finite = zip(*self._decoded_chunks(latents), strict=True)
+        clips = np.concatenate(chunks, axis=1)
+        return [
+            clip if all(ok) else self._not_finite("frames") for clip, ok in zip(clips, zip(*finite, strict=True), strict=True)
+        ]
+
+    def _decoded_chunks(self, latents: Sequence[torch.Tensor]) -> Iterator[tuple[Frames, list[bool]]]:
+        """Frames ``[B, t, H, W, 3]``, and of each clip whether they were finite before they became pixels."""
+        z = torch.stack(tuple(latents)).to(self._vae.device, self._vae.dtype)
+        for sample in self._vae.decode_stream(z):
+            finite = sample.isfinite().flatten(1).all(1)
+            yield to_uint8(sample).permute(0, 2, 3, 4, 1).contiguous().cpu().numpy(), finite.tolist()
+
+    def _not_finite(self, what: str) -> TerminalError:
+        if what == "latent":
+            return TerminalError("decode", "not_finite", "the latent has NaN or Inf; nothing can be decoded from it")
+        return TerminalError(
+            "decode",
+            "not_finite",
+            f"the decoded frames have NaN or Inf, computed in {self._vae.dtype}; use float32, or bfloat16 instead of float16",
+        )
 
     def measure_psnr(self, frames: Frames, encoded: EncodedClip) -> float:
         """As ``Engine.measure_psnr``."""
         stored = encoded.latent
         latent = torch.frombuffer(bytearray(stored.data), dtype=getattr(torch, stored.dtype)).reshape(stored.shape)
-        error = self.decode(latent).astype(np.float32) - frames.astype(np.float32)
+        (decoded,) = self.decode([latent])
+        if isinstance(decoded, TerminalError):
+            raise decoded
+        error = decoded.astype(np.float32) - frames.astype(np.float32)
         mean_square = max(float(np.mean(np.square(error))), 1e-10)
         return float(10 * np.log10(255.0**2 / mean_square))
 
@@ -182,8 +239,7 @@ class VaeEngine:
     def _stored_moments(self, frames: Frames) -> torch.Tensor:
         """Posterior parameters ``[B, 2C, F, h, w]`` of frames ``[B, T, H, W, 3]``, in the stored dtype."""
         pixels = torch.from_numpy(frames).to(self._vae.device).permute(0, 4, 1, 2, 3)
-        x = pixels.to(torch.float32).div_(127.5).sub_(1).to(self._vae.dtype)
-        posterior = self._vae.encode(x, return_dict=False)[0]
+        posterior = self._vae.encode(from_uint8(pixels, self._vae.dtype), return_dict=False)[0]
         return posterior.parameters.to(getattr(torch, self._stored_dtype))
 
     def _encoded(self, moments: torch.Tensor) -> EncodedClip:
@@ -204,3 +260,9 @@ class VaeEngine:
     def _tensor(self, tensor: torch.Tensor) -> TensorBytes:
         data = tensor.contiguous().view(torch.uint8).numpy().data.cast("B")
         return TensorBytes(data=data, shape=tuple(tensor.shape), dtype=self._stored_dtype)
+
+
+def load_decoder(config: VaeConfig, device: str, threads: int | None) -> VaeEngine:
+    """Load a model to decode with; what it would encode is not stored anywhere. Raises: ConfigError."""
+    run = RunConfig(input=InputConfig(uri=""), output=OutputConfig(uri=""), vae=config)
+    return load_engine(run, None, device, threads)

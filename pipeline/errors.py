@@ -40,7 +40,7 @@ class TerminalError(PipelineError):
     """This one clip cannot be encoded, however often it is tried.
 
     Args:
-        stage: where it was found: ``probe``, ``plan``, ``fetch``, ``decode`` or ``encode``.
+        stage: where it was found: ``probe``, ``plan``, ``fetch``, ``read``, ``decode`` or ``encode``.
         reason: a short code to count by, such as ``not_a_video``.
         detail: one sentence for a person: what happened, what was expected, what to do.
     """

@@ -1,4 +1,4 @@
-"""The videos of a run, wherever they are: listed, looked at, and brought to this machine.
+"""The files that a run reads, wherever they are: listed, looked at, and brought to this machine.
 
 What is wrong with one file is a ``TerminalError`` and ends that clip, never the run.
 """
@@ -80,6 +80,28 @@ def read_input(uri: str, options: dict[str, Any] | None = None) -> bytes:
         if local:
             stat_input(uri, options)
         return cast(bytes, retry(f"read {uri}", lambda: fs.cat_file(path), local=local))
+
+
+def read_input_range(uri: str, options: dict[str, Any] | None, offset: int, length: int) -> bytes:
+    """Bytes ``offset`` to ``offset + length`` of one file.
+
+    Raises:
+        TerminalError: as ``stat_input``.
+        TransientError: the store does not deliver them; a local file that became shorter is an ``OSError``.
+    """
+    with _as_terminal(uri):
+        fs, path = open_filesystem(uri, options)
+        local = isinstance(fs, LocalFileSystem)
+        if local:
+            stat_input(uri, options)
+
+        def read() -> bytes:
+            data = cast(bytes, fs.cat_file(path, start=offset, end=offset + length))
+            if len(data) != length:
+                raise OSError(f"{path}: asked for {length} bytes at {offset}, got {len(data)}")
+            return data
+
+        return retry(f"read {uri}", read, local=local)
 
 
 @contextlib.contextmanager

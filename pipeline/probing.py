@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from pipeline.errors import TerminalError, TransientError
 from pipeline.inputs import fetch_input, read_input
@@ -15,6 +16,7 @@ from pipeline.storage import StoredObject, is_transient
 from pipeline.types import VideoInfo
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _TRIES = 3
 _PAUSE_S = 1.0
@@ -30,13 +32,27 @@ class Prober(Protocol):
 
 
 def probe_items(items: list[SourceItem], prober: Prober, options: dict[str, Any], spool: str) -> list[ProbedVideo]:
-    """Look at a few videos, one after the other; whatever happens to one of them is a finding about that one.
+    """Look at a few videos, as ``look_at_items`` does."""
+    return look_at_items(
+        items,
+        lambda item: probe_item(item, prober, options, spool),
+        lambda item, error: _probed(_as_listed(item), {}, error=error),
+    )
+
+
+def look_at_items(
+    items: list[SourceItem], look: Callable[[SourceItem], T], give_up: Callable[[SourceItem, TerminalError], T]
+) -> list[T]:
+    """Look at a few files, one after the other; whatever happens to one of them is a finding about that one.
+
+    Args:
+        give_up: makes a finding of what is wrong with a file that cannot be looked at.
 
     Raises:
-        TransientError: none of them is reached, or none any more: storage is down, and no video is to blame.
+        TransientError: none of them is reached, or none any more: storage is down, and no file is to blame.
         Exception: none of several can be looked at: the code or this machine is broken.
     """
-    videos: dict[int, ProbedVideo] = {}
+    findings: dict[int, T] = {}
     failed: dict[int, Exception] = {}
     answered: SourceItem | None = None
     started = time.monotonic()
@@ -44,10 +60,10 @@ def probe_items(items: list[SourceItem], prober: Prober, options: dict[str, Any]
         if attempt:
             time.sleep(_PAUSE_S)
         for position, item in enumerate(items):
-            if position in videos:
+            if position in findings:
                 continue
             try:
-                videos[position] = probe_item(item, prober, options, spool)
+                findings[position] = look(item)
             except Exception as error:
                 logger.warning("probing failed uri=%s attempt=%d error=%s", item.uri, attempt + 1, error)
                 failed[position] = error
@@ -62,10 +78,10 @@ def probe_items(items: list[SourceItem], prober: Prober, options: dict[str, Any]
         if answered is None and (isinstance(first, TransientError) or len(failed) > 1):
             raise first
     if answered and any(isinstance(failure, TransientError) for failure in failed.values()):
-        probe_item(answered, prober, options, spool)  # raises TransientError if storage has gone down meanwhile
+        look(answered)  # raises TransientError if storage has gone down meanwhile
     for position, failure in failed.items():
-        videos[position] = _probed(_as_listed(items[position]), {}, error=_as_finding(items[position], failure))
-    return [videos[position] for position in range(len(items))]
+        findings[position] = give_up(items[position], _as_finding(items[position], failure))
+    return [findings[position] for position in range(len(items))]
 
 
 def _as_finding(item: SourceItem, failure: Exception) -> TerminalError:

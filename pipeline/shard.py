@@ -110,9 +110,9 @@ class ShardEncoder:
         try:
             return self.engine.measure_psnr(decoded.frames, encoded)
         except Exception as error:
-            if not self.engine.is_out_of_memory(error):
+            if not (isinstance(error, TerminalError) or self.engine.is_out_of_memory(error)):
                 raise
-            # Decoding takes more memory than encoding: the latent is good although it cannot be measured here.
+            # Decoding takes more memory and a wider range than encoding: a good latent that cannot be measured here.
             logger.warning("psnr not measured uri=%s error=%s", clip.uri, error)
             return None
 

@@ -13,6 +13,7 @@ from pipeline.config import REDACTED, RunConfig
 from pipeline.dataset import LatentDataset
 from pipeline.dataset.publish import QUARANTINE_PATH
 from pipeline.engine import best_device, load_engine
+from pipeline.errors import TerminalError
 from pipeline.storage import Storage
 from pipeline.types import Bucket
 from pipeline.video_writer import write_mp4
@@ -52,5 +53,7 @@ def decode_sample(uri: str, index: int, path: Path, weights: str | None = None) 
     # Credentials were replaced when the settings were saved; they come from the environment.
     config.vae.storage_options = {name: value for name, value in config.vae.storage_options.items() if value != REDACTED}
     engine = load_engine(config, None, best_device(), None)
-    frames = engine.decode(item["latent"])
+    (frames,) = engine.decode([item["latent"]])
+    if isinstance(frames, TerminalError):
+        raise frames
     write_mp4(path, frames, Bucket.parse(item["bucket_key"]).exact_fps)

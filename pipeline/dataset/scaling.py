@@ -39,14 +39,15 @@ class Scale(TypedDict, total=False):
 class _Model(NamedTuple):
     factor: float
     inverted: bool  # invert_scale_latents in the VAE's configuration
+    pads_time: bool = False  # the transformer takes latent frames by two, and one is put in front of an odd number
 
 
 MODELS = {
     "cogvideox-2b": _Model(1.15258426, False),
     "cogvideox-5b": _Model(0.7, False),
     "cogvideox-5b-i2v": _Model(0.7, False),
-    "cogvideox-1.5-5b": _Model(0.7, True),
-    "cogvideox-1.5-5b-i2v": _Model(0.7, True),
+    "cogvideox-1.5-5b": _Model(0.7, True, True),
+    "cogvideox-1.5-5b-i2v": _Model(0.7, True, True),
 }
 
 
@@ -82,6 +83,11 @@ def unscale_latents(
 ) -> torch.Tensor:
     """A model's latents as the VAE decodes them and the dataset stores them; undoes ``scale_latents``."""
     return latents / scaling_multiplier(model, role, convention)
+
+
+def pads_time(model: str) -> bool:
+    """Whether a model's latents have an even number of frames, one of them put in front. Raises: ConfigError: as above."""
+    return _find(model).pads_time
 
 
 def _find(model: str) -> _Model:

@@ -6,17 +6,24 @@ fsspec's own files read ahead by megabytes, which suits neither a footer nor one
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DatasetError
-from pipeline.storage import Storage
 
 # Holds the footer and the page index of a shard of a few hundred rows.
 TAIL_BYTES = 256 << 10
 _MAGIC = b"PAR1"
+
+
+class Ranges(Protocol):
+    """Where a file's bytes come from: a ``Storage``, or an input."""
+
+    def size(self, path: str) -> int: ...
+
+    def read_range(self, path: str, offset: int, length: int) -> bytes: ...
 
 
 class ShardFile(io.RawIOBase):
@@ -26,7 +33,7 @@ class ShardFile(io.RawIOBase):
         DatasetError: the file has no Parquet footer.
     """
 
-    def __init__(self, storage: Storage, path: str, size_bytes: int | None = None) -> None:
+    def __init__(self, storage: Ranges, path: str, size_bytes: int | None = None) -> None:
         super().__init__()
         self.path = path
         self.size_bytes = storage.size(path) if size_bytes is None else size_bytes

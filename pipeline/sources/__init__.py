@@ -11,4 +11,6 @@ __all__ = ["SourceItem", "SourceListing", "open_source"]
 def open_source(config: InputConfig) -> SourceListing:
     """The listing that ``input`` names. Raises: ConfigError: nothing usable is there."""
     is_table = config.format == "table" or (config.format == "auto" and config.uri.lower().endswith(TABLE_SUFFIXES))
-    return list_table(config) if is_table else SourceListing(items=list_files(config))
+    if is_table:
+        return list_table(config.uri, config.video_column, "video", config.storage_options)
+    return SourceListing(items=list_files(config))

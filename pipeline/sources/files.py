@@ -31,9 +31,8 @@ def list_files(config: InputConfig) -> Iterator[SourceItem]:
         for folder in sorted({video.uri.rpartition("/")[0] for video in videos}):
             files.update((file.uri, file) for file in list_inputs(folder, config.storage_options, recursive=False))
     for video in videos:
-        if not _is_text(video.uri):
-            name = video.uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            yield SourceItem(uri=name, problem=f"{name}: its name is not UTF-8; rename it")
+        if (unnamable := as_unnamable(video.uri)) is not None:
+            yield unnamable
             continue
         stem = video.uri[: video.uri.rindex(".")]
         sidecars = [files[stem + suffix] for suffix in SIDECAR_SUFFIXES if stem + suffix in files]
@@ -46,10 +45,11 @@ def list_files(config: InputConfig) -> Iterator[SourceItem]:
         )
 
 
-def _is_text(name: str) -> bool:
-    """Whether a file's name can be written to the dataset; Python reads other bytes as lone surrogates."""
+def as_unnamable(uri: str) -> SourceItem | None:
+    """An item that says so, if a file's name cannot be written down; Python reads its bytes as lone surrogates."""
     try:
-        name.encode()
+        uri.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        name = uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return SourceItem(uri=name, problem=f"{name}: its name is not UTF-8; rename it")
+    return None

@@ -11,18 +11,18 @@ import pyarrow as pa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceItem:
-    """One video as the input lists it."""
+    """One file, of a video or of latents, as the input lists it."""
 
     uri: str
     size_bytes: int | None = None
-    """None: not known from the listing; asked for when the video is probed."""
+    """None: not known from the listing; asked for when the file is probed."""
     version: str | None = None
     sidecars: tuple[str, ...] = ()
     """URIs of caption files beside the video, read when it is probed."""
     sidecar_versions: tuple[str, ...] = ()
     """Size and version of each, as the listing has them: other captions are another item."""
     problem: str | None = None
-    """Why the input's own entry names no video."""
+    """Why the input's own entry names no file."""
     columns: dict[str, Any] = field(default_factory=dict)
     """What the input says about it; passed through to the dataset."""
 

@@ -1,4 +1,4 @@
-"""A table with a video column: JSONL, CSV or Parquet. Its other columns pass through with their types."""
+"""A table with a column of paths: JSONL, CSV or Parquet. Its other columns pass through with their types."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import csv
 import io
 import posixpath
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
-from pipeline.config import InputConfig
 from pipeline.errors import ConfigError, TerminalError
 from pipeline.inputs import list_inputs, read_input
 from pipeline.sources.source import SourceItem, SourceListing
@@ -22,30 +21,32 @@ TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
 _BATCH_ROWS = 4096
 
 
-def list_table(config: InputConfig) -> SourceListing:
+def list_table(uri: str, column: str, noun: Literal["video", "latent"], options: dict[str, Any] | None = None) -> SourceListing:
     """The rows of one table or of a glob of tables of one schema, in order.
 
-    Relative video paths start at the table's folder; columns named by ``input.video_column`` and what the
-    pipeline makes itself do not pass through.
+    Relative paths start at the table's folder; the column of paths does not pass through.
+
+    Args:
+        column: holds the paths; the setting ``input.<noun>_column`` names it.
 
     Raises:
-        ConfigError: nothing is there, the file does not parse, or the video column is missing.
+        ConfigError: nothing is there, the file does not parse, or the column is missing.
     """
-    files = [file.uri for file in list_inputs(config.uri, config.storage_options)]
-    tables = {uri: _read_table(uri, config) for uri in files if uri.lower().endswith(TABLE_SUFFIXES)}
+    files = [file.uri for file in list_inputs(uri, options)]
+    tables = {file: _read_table(file, column, noun, options) for file in files if file.lower().endswith(TABLE_SUFFIXES)}
     if not tables:
-        raise ConfigError(f"input.uri {config.uri}: no table; expected a file ending in {', '.join(TABLE_SUFFIXES)}")
+        raise ConfigError(f"input.uri {uri}: no table; expected a file ending in {', '.join(TABLE_SUFFIXES)}")
     try:
         schema = pa.unify_schemas([table.schema for table in tables.values()])
     except pa.ArrowException as error:
-        raise ConfigError(f"input.uri {config.uri}: the tables' columns do not fit together: {error}") from error
-    columns = pa.schema([column for column in schema if column.name != config.video_column])
-    return SourceListing(items=_rows(tables, config.video_column), schema=columns)
+        raise ConfigError(f"input.uri {uri}: the tables' columns do not fit together: {error}") from error
+    rest = pa.schema([field for field in schema if field.name != column])
+    return SourceListing(items=_rows(tables, column, noun), schema=rest)
 
 
-def _read_table(uri: str, config: InputConfig) -> pa.Table:
+def _read_table(uri: str, column: str, noun: str, options: dict[str, Any] | None) -> pa.Table:
     try:
-        data = read_input(uri, config.storage_options)
+        data = read_input(uri, options)
     except TerminalError as error:
         raise ConfigError(f"input.uri: {error.detail}") from error
     # One block, so that a column's type follows from all of its values and a long row is no error.
@@ -55,9 +56,7 @@ def _read_table(uri: str, config: InputConfig) -> pa.Table:
             table = pq.read_table(io.BytesIO(data))
         elif uri.lower().endswith(".csv"):
             header = next(csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig")), [])
-            options = pa_csv.ConvertOptions(
-                column_types={config.video_column: pa.string()}, strings_can_be_null=True, null_values=[""]
-            )
+            conversion = pa_csv.ConvertOptions(column_types={column: pa.string()}, strings_can_be_null=True, null_values=[""])
             duplicates = {name for name in header if header.count(name) > 1}
             if duplicates:
                 raise ConfigError(f"{uri}: two columns are named {', '.join(sorted(duplicates))}")
@@ -65,30 +64,28 @@ def _read_table(uri: str, config: InputConfig) -> pa.Table:
                 io.BytesIO(data),
                 read_options=pa_csv.ReadOptions(block_size=block_bytes),
                 parse_options=pa_csv.ParseOptions(newlines_in_values=True),
-                convert_options=options,
+                convert_options=conversion,
             )
         else:
             table = pa_json.read_json(io.BytesIO(data), read_options=pa_json.ReadOptions(block_size=block_bytes))
     except (pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
         raise ConfigError(f"{uri}: cannot be read as a table: {error}") from error
-    if config.video_column not in table.column_names:
-        raise ConfigError(
-            f"{uri}: has no column {config.video_column!r}, only {', '.join(table.column_names)}; set input.video_column"
-        )
+    if column not in table.column_names:
+        raise ConfigError(f"{uri}: has no column {column!r}, only {', '.join(table.column_names)}; set input.{noun}_column")
     return table
 
 
-def _rows(tables: dict[str, pa.Table], video_column: str) -> Iterator[SourceItem]:
+def _rows(tables: dict[str, pa.Table], column: str, noun: str) -> Iterator[SourceItem]:
     for uri, table in tables.items():
         number = 0
         for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
             for row in _values(batch, uri, number):
                 number += 1
-                video = row.pop(video_column)
-                if not isinstance(video, str) or not video:
-                    problem = f"{uri}: row {number} has {video!r:.100} for a video, expected a path or URI"
-                elif (address := _resolve(video, uri)) is None:
-                    problem = f"{uri}: row {number} has {video!r:.100} for a video, which leaves the bucket"
+                path = row.pop(column)
+                if not isinstance(path, str) or not path:
+                    problem = f"{uri}: row {number} has {path!r:.100} for a {noun}, expected a path or URI"
+                elif (address := _resolve(path, uri)) is None:
+                    problem = f"{uri}: row {number} has {path!r:.100} for a {noun}, which leaves the bucket"
                 else:
                     yield SourceItem(uri=address, columns=row)
                     continue
@@ -109,15 +106,15 @@ def _values(batch: pa.RecordBatch, uri: str, rows_before: int) -> list[dict[str,
         raise
 
 
-def _resolve(video: str, table_uri: str) -> str | None:
-    """The address of a row's video; None if it climbs above the table's bucket, which would name another one."""
-    is_absolute = "://" in video or video.startswith("/")
+def _resolve(path: str, table_uri: str) -> str | None:
+    """The address of a row's file; None if it climbs above the table's bucket, which would name another one."""
+    is_absolute = "://" in path or path.startswith("/")
     if is_absolute:
-        return video
+        return path
     folder = table_uri.rpartition("/")[0]
     scheme, separator, place = folder.rpartition("://")
     if not separator:
-        return posixpath.normpath(f"{folder}/{video}")
+        return posixpath.normpath(f"{folder}/{path}")
     bucket, _, prefix = place.partition("/")
-    key = posixpath.normpath(posixpath.join(prefix, video))  # an object store knows no "./" and "../"
+    key = posixpath.normpath(posixpath.join(prefix, path))  # an object store knows no "./" and "../"
     return None if key.split("/")[0] == ".." else f"{scheme}://{bucket}/{key}"

@@ -121,7 +121,9 @@ def test_offloading_moves_the_model_when_encode_or_decode_is_called() -> None:
     with torch.no_grad():
         posterior = adapter.encode(torch.randn(1, 3, 1, 8, 8)).latent_dist
         adapter.decode(posterior.mode())
-    assert calls == [adapter, adapter]
+        adapter.encode_stream(torch.randn(1, 3, 1, 8, 8))
+        adapter.decode_stream(posterior.mode())
+    assert calls == [adapter] * 4
 
 
 @pytest.mark.gpu

@@ -64,14 +64,15 @@ def test_one_latent_decodes_to_the_same_frames_through_every_reader(encoded: Run
     dataset = LatentDataset(encoded.output.uri)
     item = dataset[1]
     engine = load_engine(encoded, None, "cpu", 1)
-    frames = engine.decode(item["latent"])
+    (frames,) = engine.decode([item["latent"]])
+    assert isinstance(frames, np.ndarray)
     assert frames.shape == (9, 32, 48, 3)
     assert frames.std() > 1
     readers: tuple[Callable[[str, str], Row], ...] = (by_pyarrow, by_duckdb, by_polars, by_datasets)
     for read in readers:
         row = read(encoded.output.uri, item["sample_id"])
         latent = torch.frombuffer(bytearray(row["vae_latent_bytes"]), dtype=torch.float32).view(row["vae_latent_shape"])
-        np.testing.assert_array_equal(engine.decode(latent), frames, err_msg=read.__name__)
+        np.testing.assert_array_equal(engine.decode([latent])[0], frames, err_msg=read.__name__)
 
 
 def test_a_dataset_is_described_and_a_latent_becomes_a_video(encoded: RunConfig, tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from fsspec import register_implementation
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -97,16 +99,19 @@ class ExhaustedError(Exception):
 
 @dataclass
 class FakeEngine:
-    """A model whose latent of a clip is the first pixel of each frame.
+    """A model whose latent of a clip is the first pixel of each frame, and whose frames are as bright as their latent.
 
-    Clips are told apart by the brightness that ``make_frames`` gives them.
+    Clips are told apart by the brightness that ``make_frames`` gives them; latents by the mean of their first frame.
+    Decoding gives the size and the number of frames that the published models give.
     """
 
     fails: Callable[[list[int]], Exception | None] = lambda clips: None
-    """The error of a batch with clips of this brightness, if any."""
+    """The error of a batch with clips, or latents, of this brightness, if any."""
     not_finite: frozenset[int] = frozenset()
     psnr_error: Exception | None = None
     batches: list[list[int]] = field(default_factory=list)
+    decoded: list[list[int]] = field(default_factory=list)
+    """The brightness of what each call to ``decode`` or ``decode_chunks`` was given."""
 
     def encode(self, clips: Sequence[Frames]) -> list[EncodedClip | TerminalError]:
         values = [int(clip[0, 0, 0, 0]) for clip in clips]
@@ -121,8 +126,38 @@ class FakeEngine:
             raise self.psnr_error
         return 30.0
 
+    def decode(self, latents: Sequence[torch.Tensor]) -> list[Frames | TerminalError]:
+        self._begin_decoding(latents)
+        return [self._decode(latent) for latent in latents]
+
+    def decode_chunks(self, latents: Sequence[torch.Tensor]) -> Iterator[list[Frames]]:
+        self._begin_decoding(latents)
+        clips = [self._decode(latent) for latent in latents]
+        for clip in clips:
+            if isinstance(clip, TerminalError):
+                raise clip
+        whole = [clip for clip in clips if not isinstance(clip, TerminalError)]
+        ends = [end for end in range(len(whole[0]), 0, -8) if end >= 8 or end == len(whole[0])][::-1]
+        for start, end in pairwise([0, *ends]):
+            yield [clip[start:end] for clip in whole]
+
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, ExhaustedError)
+
+    def _begin_decoding(self, latents: Sequence[torch.Tensor]) -> None:
+        values = [int(latent[:, 0].float().mean().nan_to_num()) for latent in latents]
+        self.decoded.append(values)
+        error = self.fails(values)
+        if error is not None:
+            raise error
+
+    def _decode(self, latent: torch.Tensor) -> Frames | TerminalError:
+        if not latent.isfinite().all():
+            return TerminalError("decode", "not_finite", "the latent has NaN")
+        frames, height, width = latent.shape[1:]
+        brightness = latent.float().mean(dim=(0, 2, 3)).round().clamp(0, 255).byte().numpy()
+        brightness = np.repeat(brightness, 4)[3 if frames % 2 else 0 :]
+        return np.broadcast_to(brightness[:, None, None, None], (len(brightness), 8 * height, 8 * width, 3)).copy()
 
     def _encode(self, value: int, clip: Frames) -> EncodedClip | TerminalError:
         if value in self.not_finite:

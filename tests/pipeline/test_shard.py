@@ -229,6 +229,12 @@ def test_quality_that_does_not_fit_into_memory_is_not_measured_and_the_latent_ke
     assert [row["psnr"] for row in outcome.rows] == [None, None]
 
 
+def test_a_latent_that_does_not_decode_to_finite_frames_is_kept_without_quality(encode: Encode) -> None:
+    error = TerminalError("decode", "not_finite", "the decoded frames have NaN")
+    outcome = encode(FakeEngine(psnr_error=error), decoded_clips(1, 2), qa_share=1)
+    assert [row["psnr"] for row in outcome.rows] == [None, None]
+
+
 def test_quality_that_fails_otherwise_fails_the_attempt(encode: Encode) -> None:
     with pytest.raises(RuntimeError, match="bug"):
         encode(FakeEngine(psnr_error=RuntimeError("bug")), decoded_clips(1), qa_share=1)

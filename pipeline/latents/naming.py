@@ -1,0 +1,47 @@
+"""Names of videos: taken from the input, made fit for any file system, and used once."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_MAX_BYTES = 150  # with a suffix and a temporary name's addition, below every file system's 255
+_SEPARATORS = re.compile(r"[/\\]+")
+
+
+def clean_name(text: str) -> str:
+    """A name without separators, control characters and leading dots, at most 150 bytes of UTF-8; it may be empty."""
+    text = unicodedata.normalize("NFC", _SEPARATORS.sub("_", text))
+    text = "".join(character for character in text if not unicodedata.category(character).startswith("C"))
+    return _cut(text.strip().lstrip(". "), _MAX_BYTES)
+
+
+class Names:
+    """Gives names out, each once; names that differ in case only are one name, as on many disks.
+
+    Args:
+        taken: names that are in use; it grows.
+    """
+
+    def __init__(self, taken: set[str]) -> None:
+        taken |= {_folded(name) for name in taken}
+        self._taken = taken
+
+    def take(self, wanted: str, sample_id: str) -> str:
+        """The cleaned name, or with ``-<start of sample_id>`` where it is in use or empty."""
+        base = clean_name(wanted)
+        name = base or sample_id[:16]
+        for length in (8, 16, len(sample_id)):
+            if _folded(name) not in self._taken:
+                break
+            name = f"{_cut(base, _MAX_BYTES - length - 1)}-{sample_id[:length]}"
+        self._taken.add(_folded(name))
+        return name
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _cut(text: str, size_bytes: int) -> str:
+    return text.encode("utf-8", "ignore")[:size_bytes].decode("utf-8", "ignore").rstrip(". ")

@@ -1,0 +1,137 @@
+"""The model behind the pipeline's conventions: a small one with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from cogvae import AutoencoderKLCogVideoX
+from pipeline.config import OutputConfig
+from pipeline.engine import Engine, VaeEngine
+from pipeline.errors import TerminalError
+from pipeline.types import EncodedClip, TensorBytes
+from tests.pipeline.fakes import FakeEngine
+
+TINY = {"block_out_channels": (4, 4, 4, 4), "latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 2}
+NAN, INF = float("nan"), float("inf")
+
+
+def make_engine(dtype: torch.dtype = torch.float32) -> VaeEngine:
+    torch.manual_seed(0)
+    vae = AutoencoderKLCogVideoX.from_config(TINY).to(dtype).eval()
+    return VaeEngine(vae, OutputConfig(uri="unused"), "float32")
+
+
+def make_latents(clips: int = 2, frames: int = 5, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(4, frames, 2, 3, generator=generator).to(dtype) for _ in range(clips)]
+
+
+def with_value(latent: torch.Tensor, value: float) -> torch.Tensor:
+    changed = latent.clone()
+    changed[1, 1, 0, 2] = value
+    return changed
+
+
+engines = pytest.mark.parametrize("make", [make_engine, FakeEngine])
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5, 6])
+def test_frames_are_the_model_s_own_rounded_and_clamped(frames: int) -> None:
+    engine, latents = make_engine(), [4 * latent for latent in make_latents(frames=frames)]
+    sample = engine._vae.decode(torch.stack(latents)).sample
+    expected = ((sample + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1).numpy()
+    decoded = engine.decode(latents)
+    assert len(decoded) == 2
+    for clip, own in zip(decoded, expected, strict=True):
+        np.testing.assert_array_equal(clip, own)  # type: ignore[arg-type]
+    assert expected.std() > 1
+
+
+@engines
+@pytest.mark.parametrize(("frames", "lengths"), [(1, [1]), (5, [9, 8]), (13, [9, 8, 8, 8, 8, 8]), (4, [8, 8])])
+def test_chunks_are_the_decoded_clips_in_turn(make: Callable[[], Engine], frames: int, lengths: list[int]) -> None:
+    engine, latents = make(), [100 + 20 * latent for latent in make_latents(frames=frames)]
+    chunks = list(engine.decode_chunks(latents))
+    assert [[len(frames) for frames in chunk] for chunk in chunks] == [[length, length] for length in lengths]
+    for clip, pieces in zip(engine.decode(latents), zip(*chunks, strict=True), strict=True):
+        assert clip.dtype == np.uint8  # type: ignore[union-attr]
+        assert clip.shape == (sum(lengths), 16, 24, 3)  # type: ignore[union-attr]
+        np.testing.assert_array_equal(np.concatenate(pieces), clip)  # type: ignore[arg-type]
+
+
+def test_the_first_chunk_needs_none_of_the_later_ones() -> None:
+    engine, calls = make_engine(), []
+    engine._vae.decoder.conv_out.register_forward_hook(lambda *_: calls.append(1))
+    chunks = engine.decode_chunks(make_latents(frames=13))
+    assert calls == []
+    next(chunks)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("model", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float64])
+def test_latents_of_any_float_dtype_are_computed_in_the_model_s(model: torch.dtype, stored: torch.dtype) -> None:
+    engine, latents = make_engine(model), make_latents(dtype=stored)
+    for clip, own in zip(engine.decode(latents), engine.decode([latent.to(model) for latent in latents]), strict=True):
+        np.testing.assert_array_equal(clip, own)  # type: ignore[arg-type]
+
+
+@engines
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_a_latent_that_is_not_finite_is_an_error_of_its_own_clip(make: Callable[[], Engine], value: float) -> None:
+    engine, latents = make(), make_latents(3)
+    bad = [latents[0], with_value(latents[1], value), latents[2]]
+    first, error, last = engine.decode(bad)
+    assert isinstance(error, TerminalError)
+    assert (error.stage, error.reason) == ("decode", "not_finite")
+    for clip, own in zip((first, last), engine.decode([latents[0], latents[2]]), strict=True):
+        np.testing.assert_array_equal(clip, own)  # type: ignore[arg-type]
+    with pytest.raises(TerminalError, match="latent has NaN"):
+        next(engine.decode_chunks(bad))
+    assert [type(clip) for clip in engine.decode(bad[1:2])] == [TerminalError]
+
+
+def test_frames_that_are_not_finite_are_an_error_of_their_own_clip_and_never_pixels() -> None:
+    engine, (good, other) = make_engine(torch.float16), make_latents()
+    bad = torch.cat([other[:, :3], other[:, 3:] * 6e4], dim=1).clamp(-6e4, 6e4)  # finite in float16, as its frames are not
+    clip, error = engine.decode([good, bad])
+    assert isinstance(clip, np.ndarray)
+    assert isinstance(error, TerminalError)
+    assert error.reason == "not_finite"
+    assert "torch.float16; use float32" in error.detail
+    chunks = engine.decode_chunks([good, bad])
+    assert len(next(chunks)) == 2
+    with pytest.raises(TerminalError, match="decoded frames have NaN"):
+        next(chunks)
+
+
+def test_latents_of_different_shapes_are_not_one_batch() -> None:
+    with pytest.raises(RuntimeError, match="equal size"):
+        make_engine().decode([*make_latents(1, 5), *make_latents(1, 3)])
+
+
+def test_psnr_is_that_of_the_decoded_frames() -> None:
+    engine, (latent, _) = make_engine(), make_latents()
+
+    def measure(stored: torch.Tensor, frames: np.ndarray) -> float:
+        data = TensorBytes(data=stored.numpy().tobytes(), shape=tuple(stored.shape), dtype="float32")
+        return engine.measure_psnr(frames, EncodedClip(latent=data))
+
+    (frames,) = engine.decode([latent])
+    assert isinstance(frames, np.ndarray)
+    off = np.where(frames > 127, frames - 10, frames + 10)
+    assert measure(latent, off) == pytest.approx(20 * np.log10(255 / 10))
+    assert measure(latent, frames) > 100
+    with pytest.raises(TerminalError, match="NaN"):
+        measure(with_value(latent, NAN), frames)
+
+
+def test_clips_of_the_fake_are_told_apart_by_their_brightness() -> None:
+    engine = FakeEngine()
+    dark, bright = engine.decode([torch.full((16, 3, 2, 2), 7.0), torch.full((16, 3, 2, 2), 200.4).bfloat16()])
+    assert (set(np.unique(dark)), set(np.unique(bright))) == ({7}, {200})  # type: ignore[call-overload]
+    assert engine.decoded == [[7, 200]]
