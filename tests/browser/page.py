@@ -16,6 +16,7 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
 
 WAIT_S = 20.0
 _STATUS = re.compile(r"status of (\d{3})|(net::ERR_\w+)")
@@ -73,6 +74,10 @@ class Page:
         field.click()
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(Keys.BACKSPACE, text)
+
+    def choose(self, selector: str, value: str) -> None:
+        """Take an option of a select box."""
+        Select(self.driver.find_element(By.CSS_SELECTOR, selector)).select_by_value(value)
 
     def press(self, *keys: str) -> None:
         """Press keys one after the other, wherever the focus is."""

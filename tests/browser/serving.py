@@ -120,7 +120,8 @@ def run_service(datasets: Mapping[str, Path], folder: Path, *, token: str | None
     try:
         deadline = time.monotonic() + 30
         while not server.started:
-            assert thread.is_alive() and time.monotonic() < deadline, "uvicorn did not start"
+            assert thread.is_alive(), "uvicorn did not start; its log is above"
+            assert time.monotonic() < deadline, "uvicorn did not start in time"
             time.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
         yield RunningService(f"http://127.0.0.1:{port}", obstacles, stop)
