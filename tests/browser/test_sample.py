@@ -73,6 +73,10 @@ def test_metadata_is_a_table_of_the_columns(page: Page) -> None:
     assert shown["source_uri"] == "videos/2.mp4"
     assert shown["degraded"] == "—"
     assert shown["frame_end"] == "11"
+    assert shown["vae_latent_shape"] == "[16,3,4,6]"
+    assert not page.is_visible("#tensor-metadata")
+    page.click("#tensor-columns summary")
+    assert page.is_visible("#tensor-metadata")
 
 
 def test_stored_source_frame_stands_beside_the_video(page: Page) -> None:
@@ -118,7 +122,7 @@ def test_channels_have_their_statistics(page: Page) -> None:
         expected = [values.mean(), values.std(correction=0), values.min(), values.max()]
         assert numbers == pytest.approx([float(value) for value in expected], rel=1e-6)
     mean, std = latent[15].mean(), latent[15].std(correction=0)
-    assert f"μ {mean:.2f} σ {std:.2f}" in page.text("#channels figure:last-child")
+    assert page.text("#channels figure:last-child").split("\n")[1:3] == [f"μ {mean:.2f}", f"σ {std:.2f}"]
 
 
 def test_values_that_are_no_numbers_are_counted_and_loud(page: Page) -> None:

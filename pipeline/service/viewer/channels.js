@@ -44,9 +44,8 @@ export class Channels {
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `Channel ${channel}`);
     const { mean, std, min, max, notFinite } = statistics;
-    const spread = make("span", {}, `μ ${short(mean)} σ ${short(std)}`);
-    const range = make("span", {}, `${short(min)} … ${short(max)}`);
-    const caption = make("figcaption", {}, make("b", {}, String(channel)), spread, range);
+    const numbers = [`μ ${short(mean)}`, `σ ${short(std)}`, `${short(min)} … ${short(max)}`];
+    const caption = make("figcaption", {}, make("b", {}, String(channel)), ...numbers.map((text) => make("span", {}, text)));
     caption.title = `mean ${mean}\nstandard deviation ${std}\nminimum ${min}\nmaximum ${max}`;
     if (notFinite > 0) caption.append(make("em", { className: "problem" }, `${notFinite} not finite`));
     return make("figure", {}, canvas, caption);

@@ -66,7 +66,7 @@ export class Detail {
     byId("frame-figure").hidden = !sample.has_first_frame;
     // the size is known before the pictures are, so nothing jumps when they come
     byId("pictures").style.setProperty("--ratio", width && height ? width / height : 1.5);
-    byId("metadata").replaceChildren(...Object.entries(sample.columns).map(metadataRow));
+    fillMetadata(sample.columns);
     byId("latent").hidden = true;
     byId("sample").hidden = false;
     byId("detail").scrollTop = 0;
@@ -125,9 +125,19 @@ function describeVideo({ num_frames: frames, width, height, fps }) {
   return facts.filter(Boolean).join(" · ");
 }
 
+/** What describes the stored tensors stands apart: it is long, and seldom what a person looks for. */
+function fillMetadata(columns) {
+  const entries = Object.entries(columns);
+  const ofTensor = ([name]) => /_(shape|dtype|xxh3)$/.test(name);
+  byId("metadata").replaceChildren(...entries.filter((entry) => !ofTensor(entry)).map(metadataRow));
+  byId("tensor-metadata").replaceChildren(...entries.filter(ofTensor).map(metadataRow));
+  byId("tensor-columns").hidden = !entries.some(ofTensor);
+}
+
 function metadataRow([name, value]) {
+  const parts = name.split(/(?<=_)/).flatMap((part) => [part, make("wbr")]); // long names break at their joints
   const cell = make("td", { className: value === null ? "none" : typeof value, dir: "auto" }, formatValue(value));
-  return make("tr", {}, make("th", { scope: "row" }, name), cell);
+  return make("tr", {}, make("th", { scope: "row" }, ...parts), cell);
 }
 
 async function copyFrom(button, text) {

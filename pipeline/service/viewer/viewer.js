@@ -175,7 +175,7 @@ document.addEventListener("keydown", (event) => {
     if (key === "Escape") target.blur();
     if (!target.matches("[type=range], [type=checkbox]") || key.startsWith("Arrow") || key === " ") return;
   }
-  if (key === " " && target.matches("button, video, a.downloads, .downloads a")) return; // they have a use for it
+  if (key === " " && target.matches("button, summary, video, a[download]")) return; // they have a use for it
   if (key.startsWith("Arrow") && target.matches("video")) return;
   if (!KEYS[key]) return;
   event.preventDefault();
