@@ -79,7 +79,7 @@ class DecoderReplica:
         self._service = DecoderService(model.engine, model.info, model.name, config.service, datasets, Gate(digests), metrics)
         self._service.ask_replicas = self._ask_replicas
 
-    def __serve_build_asgi_app__(self) -> Any:  # noqa: N807 - Serve's name
+    def __serve_build_asgi_app__(self) -> Any:
         return build_app(self._service)
 
     async def decode(self, body: bytes, parameters: Mapping[str, Any]) -> bytes:
@@ -132,7 +132,12 @@ def serving(config: ServerConfig, environment: Mapping[str, str] = os.environ, l
         deployment = _build_deployment(config, resources)
         application = deployment.bind(config, resources, digests, load)
         try:
-            serve.run(application, name=service.name, route_prefix="/", logging_config={"log_level": "WARNING", "enable_access_log": False})
+            serve.run(
+                application,
+                name=service.name,
+                route_prefix="/",
+                logging_config={"log_level": "WARNING", "enable_access_log": False},
+            )
         except Exception as error:
             raise PipelineError(f"the service does not start: {_explain(service.name) or error}") from error
         host = f"[{service.host}]" if ":" in service.host else service.host
@@ -154,9 +159,7 @@ def plan_replicas(config: ServerConfig) -> ReplicaResources:
     cpus, gpus = int(found.get("CPU", 0)), found.get("GPU", 0.0)
     if not (config.vae.device == "cuda" or (config.vae.device == "auto" and gpus > 0)):
         replicas = wanted.replicas or 1
-        return ReplicaResources(
-            replicas=replicas, num_gpus=0, threads=wanted.threads_per_replica or max(1, cpus // replicas)
-        )
+        return ReplicaResources(replicas=replicas, num_gpus=0, threads=wanted.threads_per_replica or max(1, cpus // replicas))
     share = wanted.gpus_per_replica
     per_gpu = int(1 / share + 1e-9)
     slots = sum(int(node["Resources"].get("GPU", 0)) * per_gpu for node in ray.nodes() if node["Alive"])

@@ -77,7 +77,7 @@ def _frames(latent: torch.Tensor, span: tuple[int, int]) -> Frames:
     grey = int(latent.float().mean().mul(20).add(128).clamp(0, 255))
     height, width = latent.shape[2] * 8, latent.shape[3] * 8
     frames = np.full((count, height, width, 3), grey, np.uint8)
-    rng = np.random.default_rng(start)
+    rng = np.random.default_rng([start, int(latent.float().abs().sum() * 1000) % 2**32])
     frames[:, ::2] ^= rng.integers(0, 64, frames[:, ::2].shape, np.uint8)  # some detail, so that videos have a size
     return frames
 
