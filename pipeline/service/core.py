@@ -129,9 +129,7 @@ class DecoderService:
                     if len(body) > limit:
                         raise _too_large(len(body), limit)
         except TimeoutError:
-            raise RequestError(
-                408, "slow_body", f"the body did not come within {time_s:g} s; {len(body)} bytes came"
-            ) from None
+            raise RequestError(408, "slow_body", f"the body did not come within {time_s:g} s; {len(body)} bytes came") from None
         except ClientDisconnect:
             raise RequestError(400, "cut_body", "the connection ended before the body did") from None
         return bytes(body)
