@@ -7,6 +7,7 @@ Ctrl-C stops it.
 """
 
 import logging
+import os
 import sys
 import threading
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipeline.cluster import ray_cluster, stop_on_signals
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.progress import LogHandler
 from pipeline.service.command_line import parse_server_config
-from pipeline.service.deployment import serving
+from pipeline.service.deployment import prepare, serving
 
 
 def main(arguments: list[str]) -> int:
@@ -27,7 +28,9 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("pipeline").setLevel(config.service.log_level.upper())
     stop = threading.Event()
     try:
-        with stop_on_signals(stop), ray_cluster(), stop_on_signals(stop), serving(config) as url:
+        digests = prepare(config, os.environ)
+        # Twice: ray.init puts its own handlers in place.
+        with stop_on_signals(stop), ray_cluster(), stop_on_signals(stop), serving(config, digests) as url:
             print(f"ready: {url} is the viewer, {url}docs says what programs can ask; Ctrl-C stops", flush=True)
             stop.wait()
             print("stopping", flush=True)

@@ -110,7 +110,9 @@ class DecoderClient:
         found: list[dict[str, Any]] = self._get("/v1/datasets").json()["datasets"]
         return found
 
-    def samples(self, dataset: str, *, bucket: str = "", caption: str = "", filters: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
+    def samples(
+        self, dataset: str, *, bucket: str = "", caption: str = "", filters: tuple[str, ...] = ()
+    ) -> Iterator[dict[str, Any]]:
         """The samples of a dataset that pass, such as those with ``filters=("psnr>30",)``; fetched by pages."""
         query: dict[str, Any] = {"bucket": bucket, "caption": caption, "filter": list(filters), "limit": _PAGE}
         offset, total = 0, 1
@@ -187,7 +189,9 @@ class HandleDecoder:
 
         def stream() -> Iterator[bytes]:
             with _unwrapped():
-                yield from self._handle.options(stream=True).decode_stream.remote(body, {"scale": scale, "stream": True, **parameters})
+                yield from self._handle.options(stream=True).decode_stream.remote(
+                    body, {"scale": scale, "stream": True, **parameters}
+                )
 
         first, rest = repeat(lambda: _begin(stream()), self._patience_s)
         yield first

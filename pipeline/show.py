@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,9 @@ from pipeline.config import REDACTED, RunConfig
 from pipeline.dataset import LatentDataset
 from pipeline.dataset.publish import QUARANTINE_PATH
 from pipeline.engine import best_device, load_engine
-from pipeline.errors import TerminalError
 from pipeline.storage import Storage
 from pipeline.types import Bucket
-from pipeline.video_writer import write_mp4
+from pipeline.video_writer import encode_video
 
 MOST_ROWS = 20
 
@@ -41,7 +41,7 @@ def describe(uri: str) -> Iterator[str]:
 
 
 def decode_sample(uri: str, index: int, path: Path, weights: str | None = None) -> None:
-    """Decode one stored latent to an mp4 file.
+    """Decode one stored latent to an mp4 file, which appears under its name when it is whole.
 
     Args:
         weights: of the VAE; None: those that the dataset was made with, as its ``run.yaml`` says.
@@ -53,7 +53,12 @@ def decode_sample(uri: str, index: int, path: Path, weights: str | None = None) 
     # Credentials were replaced when the settings were saved; they come from the environment.
     config.vae.storage_options = {name: value for name, value in config.vae.storage_options.items() if value != REDACTED}
     engine = load_engine(config, None, best_device(), None)
-    (frames,) = engine.decode([item["latent"]])
-    if isinstance(frames, TerminalError):
-        raise frames
-    write_mp4(path, frames, Bucket.parse(item["bucket_key"]).exact_fps)
+    chunks = (frames for (frames,) in engine.decode_chunks([item["latent"]]))
+    video = encode_video(chunks, Bucket.parse(item["bucket_key"]).exact_fps)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(video)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -19,6 +19,12 @@ Frames = npt.NDArray[np.uint8]
 _BUCKET_KEY = re.compile(r"(\d+)x(\d+)x(\d+)@(\d+(?:\.\d+)?)")
 
 
+def exact_fps(fps: float) -> Fraction:
+    """A rate as a fraction; 29.97 and 23.976 mean their NTSC rates."""
+    ntsc = Fraction(round(fps * 1.001) * 1000, 1001)
+    return ntsc if abs(float(ntsc) - fps) < 5e-3 and fps % 1 else Fraction(str(fps))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Bucket:
     """One shape that clips are brought to: frames, pixels and frame rate.
@@ -63,9 +69,8 @@ class Bucket:
 
     @property
     def exact_fps(self) -> Fraction:
-        """The rate as a fraction; 29.97 and 23.976 mean their NTSC rates."""
-        ntsc = Fraction(round(self.fps * 1.001) * 1000, 1001)
-        return ntsc if abs(float(ntsc) - self.fps) < 5e-3 and self.fps % 1 else Fraction(str(self.fps))
+        """The rate as a fraction; see ``exact_fps``."""
+        return exact_fps(self.fps)
 
     @property
     def frame_bytes(self) -> int:

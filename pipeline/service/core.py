@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -16,7 +15,7 @@ from pipeline.engine import Engine, ModelInfo
 from pipeline.service.answers import GrowingVideo, WholeVideo
 from pipeline.service.config import ServiceConfig
 from pipeline.service.datasets import ServedDatasets
-from pipeline.service.decoding import Decoder
+from pipeline.service.decoding import Decoder, too_late
 from pipeline.service.edge import client_headers
 from pipeline.service.errors import RequestError
 from pipeline.service.gate import Gate
@@ -105,12 +104,14 @@ class DecoderService:
     async def _answer(self, asked: VideoRequest, headers: dict[str, str]) -> Response:
         video = await self._open(asked)
         try:
-            if asked.stream:
-                await video.wait_begun()
-                if not video.is_whole:
-                    return GrowingVideo(video, asked.format.media_type)
-            await video.wait_whole()
+            async with asyncio.timeout(self.limits.deadline_s):
+                await (video.wait_begun() if asked.stream else video.wait_whole())
+            if not video.is_whole:
+                return GrowingVideo(video, asked.format.media_type)
             return WholeVideo(video, video.name, asked.format.media_type, headers)
+        except TimeoutError:
+            video.leave()
+            raise too_late(self.limits.deadline_s) from None
         except BaseException:  # a client that left is one of them
             video.leave()
             raise
@@ -119,18 +120,16 @@ class DecoderService:
         return await self.run(lambda: self.decoder.open(asked))
 
     async def _read_body(self, request: Request) -> bytes:
-        limit, until = self.limits.max_body_bytes, time.monotonic() + min(_UPLOAD_S, self.limits.deadline_s)
+        limit, time_s = self.limits.max_body_bytes, min(_UPLOAD_S, self.limits.deadline_s)
         body = bytearray()
         try:
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + until - time.monotonic()):
+            async with asyncio.timeout(time_s):
                 async for piece in request.stream():
                     body += piece
                     if len(body) > limit:
                         raise _too_large(len(body), limit)
         except TimeoutError:
-            raise RequestError(
-                408, "slow_body", f"the body did not come within {_UPLOAD_S:g} s; {len(body)} bytes came"
-            ) from None
+            raise RequestError(408, "slow_body", f"the body did not come within {time_s:g} s; {len(body)} bytes came") from None
         except ClientDisconnect:
             raise RequestError(400, "cut_body", "the connection ended before the body did") from None
         return bytes(body)

@@ -136,7 +136,7 @@ class Decoder:
         self._scheduler.wake()
 
     def _expire(self, job: Job[Order]) -> None:
-        self._end(job, _too_late(self._deadline_s))
+        self._end(job, too_late(self._deadline_s))
 
     def _end(self, job: Job[Order], error: RequestError) -> None:
         """Nothing was made of a job."""
@@ -202,7 +202,7 @@ class Decoder:
                 self._beat_at = time.monotonic()
                 for coder, frames in zip(coders, chunk, strict=True):
                     if not coder.has_time():
-                        coder.fail(_too_late(self._deadline_s))
+                        coder.fail(too_late(self._deadline_s))
                     coder.add(frames)
                 if all(coder.is_over for coder in coders):
                     return
@@ -240,7 +240,8 @@ def _group(request: VideoRequest) -> tuple[Any, ...]:
     return (tuple(request.latent.shape), request.latent.dtype)
 
 
-def _too_late(deadline_s: float) -> RequestError:
+def too_late(deadline_s: float) -> RequestError:
+    """The deadline passed."""
     return RequestError(
         408, "deadline", f"the video was not whole within service.deadline_s = {deadline_s:g} s; try again", retry_after_s=5
     )

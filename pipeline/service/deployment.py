@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +31,7 @@ DEPLOYMENT = "Decoder"
 _MAX_ONGOING = 1024
 _MIN_QUEUED = 64
 _METRICS_S = 5.0
+_QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ class DecoderReplica:
         self._service = DecoderService(model.engine, model.info, model.name, config.service, datasets, Gate(digests), metrics)
         self._service.ask_replicas = self._ask_replicas
 
-    def __serve_build_asgi_app__(self) -> Any:  # noqa: N807 - Serve's name
+    def __serve_build_asgi_app__(self) -> Any:
         return build_app(self._service)
 
     async def decode(self, body: bytes, parameters: Mapping[str, Any]) -> bytes:
@@ -109,30 +109,44 @@ class DecoderReplica:
         return [answer for answer in answers if isinstance(answer, str)] or [self.metrics_text()]
 
 
+def prepare(config: ServerConfig, environment: Mapping[str, str]) -> TokenDigests | None:
+    """What can be found wrong before anything is started; gives what recognises the token.
+
+    Raises:
+        ConfigError: the address is open to others and there is no token; the weights cannot be read.
+        DatasetError: a dataset cannot be read.
+    """
+    digests = read_token(config.service.token_env, environment, required=not config.service.is_loopback)
+    ServedDatasets(config.datasets)
+    describe_model(config.vae)
+    return digests
+
+
 @contextlib.contextmanager
-def serving(config: ServerConfig, environment: Mapping[str, str] = os.environ, load: ModelLoader = load_model) -> Iterator[str]:
+def serving(config: ServerConfig, digests: TokenDigests | None, load: ModelLoader = load_model) -> Iterator[str]:
     """Run the service on the cluster that this process has joined; gives its address.
 
     Raises:
-        ConfigError: the address is open to others and there is no token; a dataset or the weights cannot be read.
+        ConfigError: there is no GPU; or others chose where this cluster listens, and there is no token.
         PipelineError: it does not start; with what Ray Serve says about it.
     """
     service = config.service
     shares_serve = _is_serve_running()
-    # Who started Serve chose its address, which may be open to others.
-    digests = read_token(service.token_env, environment, required=not service.is_loopback or shares_serve)
-    ServedDatasets(config.datasets)  # here its errors can still be told well
+    if shares_serve and digests is None:
+        raise ConfigError(
+            f"this cluster serves already, at an address that is not service.host; set {service.token_env} to a secret"
+        )
     resources = plan_replicas(config)
+    logging.getLogger("ray.serve").setLevel("WARNING")
     try:
         serve.start(
             proxy_location="HeadOnly" if service.is_loopback else "EveryNode",
             http_options={"host": service.host, "port": service.port},
-            logging_config={"log_level": "WARNING", "enable_access_log": False},
+            logging_config=_QUIET,
         )
-        deployment = _build_deployment(config, resources)
-        application = deployment.bind(config, resources, digests, load)
+        application = _build_deployment(config, resources).bind(config, resources, digests, load)
         try:
-            serve.run(application, name=service.name, route_prefix="/", logging_config={"log_level": "WARNING", "enable_access_log": False})
+            serve.run(application, name=service.name, route_prefix="/", logging_config=_QUIET)
         except Exception as error:
             raise PipelineError(f"the service does not start: {_explain(service.name) or error}") from error
         host = f"[{service.host}]" if ":" in service.host else service.host
@@ -154,9 +168,7 @@ def plan_replicas(config: ServerConfig) -> ReplicaResources:
     cpus, gpus = int(found.get("CPU", 0)), found.get("GPU", 0.0)
     if not (config.vae.device == "cuda" or (config.vae.device == "auto" and gpus > 0)):
         replicas = wanted.replicas or 1
-        return ReplicaResources(
-            replicas=replicas, num_gpus=0, threads=wanted.threads_per_replica or max(1, cpus // replicas)
-        )
+        return ReplicaResources(replicas=replicas, num_gpus=0, threads=wanted.threads_per_replica or max(1, cpus // replicas))
     share = wanted.gpus_per_replica
     per_gpu = int(1 / share + 1e-9)
     slots = sum(int(node["Resources"].get("GPU", 0)) * per_gpu for node in ray.nodes() if node["Alive"])

@@ -56,8 +56,7 @@ class Edge:
         try:
             self._check(scope)
         except RequestError as error:
-            # A body that was not read: the connection is not used again.
-            headers = {"connection": "close", **({"www-authenticate": "Bearer"} if error.status == 401 else {})}
+            headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
             await JSONResponse(error.to_dict(), error.status, headers)(scope, receive, send_with_headers)
             self._service.metrics.count_refused(error.reason)
         else:

@@ -118,7 +118,8 @@ class SpooledVideo:
             raise self._error
 
     async def follow(self) -> AsyncIterator[bytes]:
-        """Its bytes as they come. Raises: RequestError: it failed after its first bytes."""
+        """Its bytes as they come. Raises: RequestError: it failed, perhaps after its first bytes."""
+        await self.wait_begun()
         with self.path.open("rb") as file:
             offset = 0
             while True:
