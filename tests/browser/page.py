@@ -135,7 +135,9 @@ class Page:
 
     @property
     def metadata(self) -> dict[str, str]:
-        rows = self.js("[...document.querySelectorAll('#metadata tr, #tensor-metadata tr')].map(r => [...r.cells].map(c => c.textContent))")
+        rows = self.js(
+            "[...document.querySelectorAll('#metadata tr, #tensor-metadata tr')].map(r => [...r.cells].map(c => c.textContent))"
+        )
         return dict(rows)
 
     # -- what the browser noticed ----------------------------------------------------------------------------------
