@@ -42,7 +42,7 @@ def test_leaving_a_sample_gives_up_its_requests(page: Page, service: RunningServ
     service.obstacles.held = f"{sample_id(5)}/video"
     page.open(dataset="walk", sample=sample_id(5))
     page.wait_text("#video-state", "Decoding…")
-    page.wait("document.querySelector('#video-state .clock')?.textContent === '1 s'")
+    page.wait("/^[1-9]+ s$/.test(document.querySelector('#video-state .clock')?.textContent)")
     assert service.obstacles.given_up == []
     page.press("j")
     page.wait_sample(sample_id(6))
@@ -53,18 +53,29 @@ def test_leaving_a_sample_gives_up_its_requests(page: Page, service: RunningServ
 def test_samples_that_are_passed_quickly_are_not_decoded(page: Page) -> None:
     page.open()
     page.wait_range(f"1–50 of {TOTAL}")
-    keys = "j" * 12
-    page.js(
-        "(keys => { for (const key of keys) document.body.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true })) })"
-        "(arguments[0])",
-        keys,
-    )
+    pauses_ms = page.driver.execute_async_script(_HOLD_KEY, "j", 12, 60)
     page.wait_sample(sample_id(11))
     page.wait_video()
     decoded = [url for url in page.requests if "/video" in url]
-    assert decoded == [f"{page.base}/v1/datasets/walk/samples/{sample_id(11)}/video?container=mp4"]
-    page.driver.back()  # one step for the whole run
+    assert decoded[-1] == f"{page.base}/v1/datasets/walk/samples/{sample_id(11)}/video?container=mp4"
+    # On a busy machine the walk itself may pause on a sample for long enough to look at it.
+    assert len(decoded) <= 1 + sum(pause_ms > 140 for pause_ms in pauses_ms)
+    for _ in range(1 + sum(pause_ms > 390 for pause_ms in pauses_ms)):
+        page.driver.back()  # one step for the whole run
     page.wait_text("#detail-state", "Choose a sample")
+
+
+_HOLD_KEY = """
+const [key, times, pause, done] = arguments;
+const pressed = [];
+const timer = setInterval(() => {
+  pressed.push(performance.now());
+  document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  if (pressed.length < times) return;
+  clearInterval(timer);
+  done(pressed.slice(1).map((time, index) => time - pressed[index]));
+}, pause);
+"""
 
 
 def test_video_is_let_go_when_the_sample_changes(page: Page, service: RunningService) -> None:
