@@ -24,7 +24,7 @@ from pipeline.filters import Filter, parse_filter
 from pipeline.latents.types import plain_columns
 from pipeline.service.config import ServedDataset
 from pipeline.service.errors import RequestError
-from pipeline.types import Bucket
+from pipeline.types import exact_fps
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class ShownDataset:
         fps = self._facts(index, ["fps"])["fps"] if "fps" in self._columns else None
         if not fps or not 0 < float(fps) < 1000:
             return Fraction(8)
-        return Bucket(num_frames=1, height=16, width=16, fps=float(fps)).exact_fps
+        return exact_fps(float(fps))
 
     def read_first_frame(self, sample_id: str) -> bytes:
         """PNG. Raises: RequestError: 404: there is no such sample, or no frame is stored."""
