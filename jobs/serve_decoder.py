@@ -6,6 +6,7 @@
 Ctrl-C stops it.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -29,8 +30,12 @@ def main(arguments: list[str]) -> int:
     stop = threading.Event()
     try:
         digests = prepare(config, os.environ)
-        # Twice: ray.init puts its own handlers in place.
-        with stop_on_signals(stop), ray_cluster(), stop_on_signals(stop), serving(config, digests) as url:
+        is_private = os.environ.get("RAY_ADDRESS", "local") == "local"
+        with contextlib.ExitStack() as running:
+            running.enter_context(stop_on_signals(stop))
+            running.enter_context(ray_cluster())
+            running.enter_context(stop_on_signals(stop))  # once more: ray.init puts its own handlers in place
+            url = running.enter_context(serving(config, digests, cluster_ends=is_private))
             print(f"ready: {url} is the viewer, {url}docs says what programs can ask; Ctrl-C stops", flush=True)
             stop.wait()
             print("stopping", flush=True)

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.command_line import load_config_file
 from pipeline.config import RunConfig
+from pipeline.service.config import ServerConfig, ServiceConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PLACES = {"input": {"uri": "videos"}, "output": {"uri": "latents"}, "vae": {"weights": "weights"}}
@@ -19,7 +20,10 @@ def load(path: Path) -> RunConfig:
     return RunConfig(**{**values, **{name: {**PLACES.get(name, {}), **values.get(name, {})} for name in PLACES}})
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+SERVE = CONFIGS / "serve.yaml"
+
+
+@pytest.mark.parametrize("path", sorted(set(CONFIGS.glob("*.yaml")) - {SERVE}), ids=lambda path: path.stem)
 def test_a_shipped_configuration_loads(path: Path) -> None:
     load(path)
 
@@ -56,3 +60,14 @@ def test_a_published_model_has_its_weights_dtype_and_shape(name: str, weights: s
     assert (config.vae.weights, config.vae.subfolder, config.vae.dtype) == (weights, "vae", dtype)
     assert config.clip.buckets == (bucket,)
     assert config.vae.model == name
+
+
+def test_the_service_example_gives_every_setting_its_default_and_explains_it_with_the_words_of_help() -> None:
+    values = load_config_file(SERVE)
+    config = ServerConfig(**values)
+    assert (config.service, config.datasets) == (ServiceConfig(), {})
+    assert set(values["service"]) == set(ServiceConfig.model_fields)
+    text = " ".join(line.strip().removeprefix("#").strip() for line in SERVE.read_text().splitlines())
+    for name, field in ServiceConfig.model_fields.items():
+        assert field.description, name
+        assert re.sub(r"\s+", " ", field.description) in text, name

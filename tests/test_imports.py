@@ -11,7 +11,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("cogvae", "pipeline", "jobs")
 
-MAY_IMPORT_RAY = {"pipeline.actors", "pipeline.pool", "pipeline.driver", "pipeline.cluster"}
+MAY_IMPORT_RAY = {
+    "pipeline.actors",
+    "pipeline.pool",
+    "pipeline.driver",
+    "pipeline.cluster",
+    "pipeline.service.deployment",
+    "pipeline.client",
+}
 MAY_IMPORT_COGVAE = {"pipeline.engine"}
 MAY_IMPORT_AV = {
     "pipeline.decoder_child",

@@ -175,18 +175,14 @@ class LatentDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return [name for name in self._catalog.blobs if name in stored and not _is_tensor(name, stored)]
 
     def facts(self, index: int, columns: Sequence[str]) -> dict[str, Any]:
-        """Columns of one sample that are no blobs, without its tensors."""
-        return self._access.read_fact_row(*self._catalog.position(index), list(columns))
+        """``sample_id``, ``bucket_key`` and these of ``fact_columns`` of one sample, without its tensors."""
+        keys = {"sample_id": self._catalog.sample_id(index), "bucket_key": self._catalog.bucket_key(index)}
+        rest = [name for name in columns if name not in keys]
+        return {**keys, **(self._access.read_fact_row(*self._catalog.position(index), rest) if rest else {})}
 
     def blob(self, index: int, column: str) -> bytes:
         """One of ``blob_columns`` of one sample."""
         return bytes(self._access.read_blob(self._catalog.locate(index, column), column))
-
-    def iterate_facts(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """``facts`` of every sample, in order."""
-        names = list(columns)
-        for index in range(len(self)):
-            yield self.facts(index, names)
 
     def set_epoch(self, epoch: int) -> None:
         """Draw other posterior noise. Before the workers of an epoch start: they have copies of this object."""

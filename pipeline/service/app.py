@@ -100,26 +100,29 @@ def _add_datasets(app: FastAPI, service: DecoderService) -> None:
         query = SampleQuery(bucket=page.bucket or None, caption=page.caption or None, filters=tuple(filter(None, page.filter)))
         return JSONResponse(await service.run(lambda: shown.find(name).list_samples(query, page.offset, page.limit)))
 
-    @app.get("/v1/datasets/{name}/samples/{sample_id}", tags=["datasets"], responses=_ERRORS)
-    async def show_sample(name: str, sample_id: str) -> Response:
-        """All small columns of a sample."""
-        return JSONResponse(await service.run(lambda: shown.find(name).show_sample(sample_id)))
-
-    @app.get("/v1/datasets/{name}/samples/{sample_id}/video", tags=["datasets"], response_class=Response, responses=_VIDEO)
+    # Ids of other programs' datasets may have slashes in them.
+    @app.get("/v1/datasets/{name}/samples/{sample_id:path}/video", tags=["datasets"], response_class=Response, responses=_VIDEO)
     async def sample_video(request: Request, name: str, sample_id: str, wanted: Annotated[VideoParameters, Query()]) -> Response:
         """The sample decoded. Range, If-Range and If-None-Match are answered unless stream is set."""
         return await service.answer_sample(request, name, sample_id, wanted)
 
-    @app.get("/v1/datasets/{name}/samples/{sample_id}/latent", tags=["datasets"], response_class=Response, responses=_ERRORS)
+    @app.get("/v1/datasets/{name}/samples/{sample_id:path}/latent", tags=["datasets"], response_class=Response, responses=_ERRORS)
     async def sample_latent(name: str, sample_id: str) -> Response:
         """The latent as safetensors: key latent, unscaled, [C, F, H, W], stored dtype."""
         data = await service.run(lambda: shown.find(name).read_latent_file(sample_id))
         return Response(data, media_type="application/octet-stream")
 
-    @app.get("/v1/datasets/{name}/samples/{sample_id}/frame.png", tags=["datasets"], response_class=Response, responses=_ERRORS)
+    @app.get(
+        "/v1/datasets/{name}/samples/{sample_id:path}/frame.png", tags=["datasets"], response_class=Response, responses=_ERRORS
+    )
     async def sample_frame(name: str, sample_id: str) -> Response:
         """The first frame of the source, where the dataset stores it."""
         return Response(await service.run(lambda: shown.find(name).read_first_frame(sample_id)), media_type="image/png")
+
+    @app.get("/v1/datasets/{name}/samples/{sample_id:path}", tags=["datasets"], responses=_ERRORS)
+    async def show_sample(name: str, sample_id: str) -> Response:
+        """All small columns of a sample."""
+        return JSONResponse(await service.run(lambda: shown.find(name).show_sample(sample_id)))
 
 
 def _add_operations(app: FastAPI, service: DecoderService) -> None:

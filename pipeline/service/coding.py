@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, Any, Protocol, cast
+from typing import IO, cast
 
 from pipeline.service.errors import RequestError
 from pipeline.service.parameters import VideoRequest
 from pipeline.service.spool import SpooledVideo
 from pipeline.types import Frames
-from pipeline.video_writer import VideoEncoder, png_frames
+from pipeline.video_writer import VideoEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ class Coder:
         self._skip = 0
         self._last: Future[None] | None = None
         self._sink: IO[bytes] | None = None
-        self._encoder: _Encoder | None = None
+        self._encoder: VideoEncoder | None = None
         self._error: RequestError | None = None
 
     @property
@@ -85,7 +84,7 @@ class Coder:
                 last.result()
 
     @contextlib.contextmanager
-    def _blamed(self) -> Any:
+    def _blamed(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -99,17 +98,20 @@ class Coder:
         if self._encoder is None:
             request = self.request
             self._sink = cast(IO[bytes], self._video.open_growing() if request.stream else self._video.path.open("w+b"))
-            self._encoder = _open_encoder(self._sink, request)
+            self._encoder = VideoEncoder(
+                self._sink, request.format, request.fps, request.height, request.width, fragmented=request.stream
+            )
         self._encoder.add(frames)
 
     def _close(self) -> None:
         with self._blamed():
             if self.num_frames != self.request.num_frames and not self.is_over:
                 raise ValueError(f"decoding gave {self.num_frames} frames, expected {self.request.num_frames}")
-            # A video that is not whole is not closed properly either: it must look cut.
             if not self.is_over and self._encoder is not None:
                 self._encoder.close()
         with self._blamed():
+            if self._encoder is not None:
+                self._encoder.abort()  # of what is not whole: it must look cut
             if self._sink is not None:
                 self._sink.close()
         with self._blamed():
@@ -117,31 +119,3 @@ class Coder:
                 self._on_whole()
         nobody = None if self._is_wanted() else RequestError(408, "abandoned", "nobody waited for the video any more")
         self._video.finish(self._error or nobody)
-
-
-class _Encoder(Protocol):
-    def add(self, frames: Frames) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _PngZip:
-    """Lossless frames as one file: a zip of PNGs, stored as they are."""
-
-    def __init__(self, sink: IO[bytes]) -> None:
-        self._zip = zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED)
-        self._num_frames = 0
-
-    def add(self, frames: Frames) -> None:
-        for _, data in png_frames(frames):
-            self._zip.writestr(f"{self._num_frames:05d}.png", data)
-            self._num_frames += 1
-
-    def close(self) -> None:
-        self._zip.close()
-
-
-def _open_encoder(sink: IO[bytes], request: VideoRequest) -> _Encoder:
-    if request.container == "png":
-        return _PngZip(sink)
-    return VideoEncoder(sink, request.format, request.fps, request.height, request.width, fragmented=request.stream)

@@ -29,14 +29,14 @@ def parse_server_config(arguments: list[str]) -> ServerConfig:
 
     Prints help or a usage error and exits (0 or 2), as command lines do.
     """
+    values: dict[str, Any] = {}
     if "-h" in arguments or "--help" in arguments:
         print(_HELP)
-        arguments, values = ["--help"], {}
-    else:
-        try:
-            arguments, values = _read_files(arguments)
-        except ConfigError as error:
-            _exit_with_usage(str(error))
+        arguments = ["--help"]
+    try:
+        arguments, values = _read_files(arguments)
+    except ConfigError as error:
+        _exit_with_usage(str(error))
     try:
         return CliApp.run(ServerConfig, cli_args=arguments, **values)
     except ValidationError as error:

@@ -59,7 +59,7 @@ class ServiceConfig(Section):
     gpus_per_replica: float = Field(default=1.0, gt=0, le=1)
     """Below 1, several replicas share a GPU."""
     threads_per_replica: PositiveInt | None = None
-    """torch threads of a replica on CPU. Unset: torch's own choice."""
+    """torch threads of a replica on CPU. Unset: the cluster's cores shared among the replicas."""
     max_batch: PositiveInt = 4
     """Latents of one shape that are decoded together. The first thing to lower when the GPU runs out of memory."""
     max_queue: PositiveInt = 64

@@ -24,7 +24,7 @@ from pipeline.filters import Filter, parse_filter
 from pipeline.latents.types import plain_columns
 from pipeline.service.config import ServedDataset
 from pipeline.service.errors import RequestError
-from pipeline.types import Bucket
+from pipeline.types import exact_fps
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ class ShownDataset:
         self._model = manifest.model if manifest else None
         self._columns = self._dataset.fact_columns
         self._has_first_frame = FIRST_FRAME_PNG in self._dataset.blob_columns
+        self._buckets = {key: len(indices) for key, indices in self._dataset.buckets.items()}
         self._selections: OrderedDict[Query, npt.NDArray[np.int64]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -83,7 +84,7 @@ class ShownDataset:
         return {
             "name": self.name,
             "num_samples": len(self._dataset),
-            "buckets": {key: len(indices) for key, indices in self._dataset.buckets.items()},
+            "buckets": self._buckets,
             "columns": self._columns,
             "model": self._model,
             "has_first_frame": self._has_first_frame,
@@ -120,7 +121,7 @@ class ShownDataset:
         fps = self._facts(index, ["fps"])["fps"] if "fps" in self._columns else None
         if not fps or not 0 < float(fps) < 1000:
             return Fraction(8)
-        return Bucket(num_frames=1, height=16, width=16, fps=float(fps)).exact_fps
+        return exact_fps(float(fps))
 
     def read_first_frame(self, sample_id: str) -> bytes:
         """PNG. Raises: RequestError: 404: there is no such sample, or no frame is stored."""
@@ -139,14 +140,8 @@ class ShownDataset:
                 raise RequestError(404, "no_sample", f"{self.name} has no sample {sample_id[:100]!r}") from None
 
     def _summary(self, index: int) -> dict[str, Any]:
-        names = ["sample_id", "bucket_key", *(name for name in _LISTED if name in self._columns)]
-        values = self._facts(index, names) if set(names) <= set(self._columns) else self._foreign_facts(index, names)
-        return {"id": values.pop("sample_id"), **_jsonable({"bucket_key": None, **dict.fromkeys(_LISTED), **values})}
-
-    def _foreign_facts(self, index: int, names: Sequence[str]) -> dict[str, Any]:
-        """Of a dataset of another program, whose ids and buckets are not columns."""
-        values = self._facts(index, [name for name in names if name in self._columns])
-        return {"sample_id": self._dataset.sample_ids[index], "bucket_key": self._dataset.bucket_keys[index], **values}
+        values = self._facts(index, [name for name in _LISTED if name in self._columns])
+        return {"id": values.pop("sample_id"), **dict.fromkeys(_LISTED), **_jsonable(values)}
 
     def _facts(self, index: int, names: Sequence[str]) -> dict[str, Any]:
         with _explained():

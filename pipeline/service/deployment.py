@@ -123,8 +123,14 @@ def prepare(config: ServerConfig, environment: Mapping[str, str]) -> TokenDigest
 
 
 @contextlib.contextmanager
-def serving(config: ServerConfig, digests: TokenDigests | None, load: ModelLoader = load_model) -> Iterator[str]:
+def serving(
+    config: ServerConfig, digests: TokenDigests | None, load: ModelLoader = load_model, *, cluster_ends: bool = False
+) -> Iterator[str]:
     """Run the service on the cluster that this process has joined; gives its address.
+
+    Args:
+        digests: as ``prepare`` gives them.
+        cluster_ends: the caller ends the cluster right after, and Ray Serve with it.
 
     Raises:
         ConfigError: there is no GPU; or others chose where this cluster listens, and there is no token.
@@ -154,7 +160,7 @@ def serving(config: ServerConfig, digests: TokenDigests | None, load: ModelLoade
     finally:
         with contextlib.suppress(Exception):
             serve.delete(service.name)
-        if not shares_serve:
+        if not shares_serve and not cluster_ends:
             serve.shutdown()
 
 

@@ -23,16 +23,14 @@ from pipeline.latents.layout import Layout, find_layout, to_clips
 from pipeline.latents.scale import drop_pad, unscale
 from pipeline.service.config import ServiceConfig
 from pipeline.service.errors import RequestError
-from pipeline.types import Bucket
-from pipeline.video_writer import VideoFormat
+from pipeline.types import exact_fps
+from pipeline.video_writer import Container, VideoFormat
 
 CACHE_VERSION = "1"
 """Changes when the same request gives another video."""
 _MAX_SIDE = 8192  # beyond it codecs give up, each at its own size
 _FPS = re.compile(r"(\d{1,7})(?:\.(\d{1,6})|/(\d{1,7}))?")
 _MIN_FPS, _MAX_FPS = Fraction(1, 10), Fraction(240)
-
-Container = Literal["mp4", "mkv", "webp", "png"]
 
 
 def parse_fps(value: str) -> Fraction:
@@ -43,7 +41,7 @@ def parse_fps(value: str) -> Fraction:
     fps = Fraction(value)
     if not _MIN_FPS <= fps <= _MAX_FPS:
         raise ValueError(f"fps {value}: expected 0.1 to 240")
-    return Bucket(num_frames=1, height=16, width=16, fps=float(fps)).exact_fps if match[2] else fps
+    return exact_fps(float(fps)) if match[2] else fps
 
 
 def parse_scale(value: str) -> str | float:
@@ -208,7 +206,8 @@ def check_limits(shape: tuple[int, ...], model: ModelInfo, limits: ServiceConfig
 def parse_parameters(values: Mapping[str, Any]) -> DecodeParameters:
     """Parameters that came without HTTP. Raises: RequestError: 422."""
     try:
-        return DecodeParameters(**{name: str(value) if name in ("scale", "fps") else value for name, value in values.items()})
+        texts = {name: str(value) if name in ("scale", "fps") else value for name, value in values.items()}
+        return DecodeParameters.model_validate(texts)
     except ValidationError as error:
         raise RequestError(422, "bad_parameter", describe_problems(error.errors())) from error
 

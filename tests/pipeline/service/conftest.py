@@ -42,11 +42,11 @@ def make_service(engine: FakeDecoder, dataset: Path, tmp_path: Path) -> Iterator
     """One replica's service over the fake model; keyword arguments are settings."""
     services: list[DecoderService] = []
 
-    def make(token: str | None = None, **settings: Any) -> DecoderService:
+    def make(token: str | None = None, datasets: dict[str, str] | None = None, **settings: Any) -> DecoderService:
         limits = ServiceConfig(**{"folder": str(tmp_path / "disk"), "deadline_s": 20, **settings})
-        datasets = ServedDatasets({"clips": ServedDataset(uri=str(dataset))})
+        shown = {name: ServedDataset(uri=uri) for name, uri in (datasets or {"clips": str(dataset)}).items()}
         gate = Gate(TokenDigests.of(token) if token else None)
-        services.append(DecoderService(engine, MODEL, "model", limits, datasets, gate, ServiceMetrics("replica-1")))
+        services.append(DecoderService(engine, MODEL, "model", limits, ServedDatasets(shown), gate, ServiceMetrics("replica-1")))
         return services[-1]
 
     yield make

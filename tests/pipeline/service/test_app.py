@@ -8,19 +8,26 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import av
 import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipeline.client import DecoderClient
 from pipeline.errors import TerminalError
+from pipeline.service.app import build_app
+from pipeline.service.errors import RequestError
 from tests.pipeline.fakes import ExhaustedError
-from tests.pipeline.service.conftest import TOKEN
+from tests.pipeline.service.conftest import TOKEN, running
 from tests.pipeline.service.fakes import FakeDecoder, make_body, make_latent
 
 SCALE = {"scale": "cogvideox-5b"}
@@ -425,6 +432,26 @@ def test_a_sample_that_is_not_there_is_a_404(client: httpx.Client, path: str) ->
     assert (answer.status_code, reason(answer)) == (404, "no_sample")
 
 
+def test_a_dataset_of_another_program_is_shown_by_the_ids_it_is_given(make_service: Any, tmp_path: Path) -> None:
+    latent = np.zeros((16, 3, 4, 6), np.float32)
+    columns = {
+        "vae_latent_bytes": [latent.tobytes()] * 3,
+        "vae_latent_shape": [[16, 3, 4, 6]] * 3,
+        "vae_latent_dtype": ["float32"] * 3,
+    }
+    (tmp_path / "foreign" / "part").mkdir(parents=True)
+    pq.write_table(pa.table({**columns, "caption": ["a", "b", "c"]}), tmp_path / "foreign" / "part" / "0.parquet")
+    service = make_service(datasets={"foreign": str(tmp_path / "foreign")})
+    with running(build_app(service)) as url, DecoderClient(url) as client:
+        found = list(client.samples("foreign", caption="b"))
+        assert [sample["id"] for sample in found] == ["part/0.parquet#1"]
+        assert found[0]["num_frames"] is None
+        assert client.sample("foreign", "part/0.parquet#1")["columns"]["caption"] == "b"
+        assert count_frames(client.video("foreign", "part/0.parquet#1")) == 9
+        with pytest.raises(RequestError, match="no first frames"):
+            client.first_frame("foreign", "part/0.parquet#1")
+
+
 def test_a_dataset_that_is_not_there_is_a_404_that_names_those_there_are(client: httpx.Client) -> None:
     answer = client.get("/v1/datasets/other/samples")
     assert (answer.status_code, reason(answer)) == (404, "no_dataset")
@@ -516,7 +543,7 @@ def test_metrics_count_by_route_never_by_address(client: httpx.Client) -> None:
     client.get("/v1/datasets/clips/samples/sample-0003")
     client.get("/v1/x/y/z")
     assert metric(client, "latents_requests_total", route="/v1/decode", status="200", replica="replica-1") == 1
-    assert metric(client, "latents_requests_total", route="/v1/datasets/{name}/samples/{sample_id}") == 1
+    assert metric(client, "latents_requests_total", route="/v1/datasets/{name}/samples/{sample_id:path}") == 1
     assert metric(client, "latents_decoded_frames_total") == 9
     assert "y/z" not in client.get("/metrics").text
 
