@@ -61,7 +61,7 @@ $(VENV)/.created:
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "== set-up: installing the pipeline (torch and Ray are large; minutes the first time)"
-	@$(PIP) install --constraint constraints.txt --editable .
+	@$(PIP) install --constraint constraints.txt --editable ".[serve]"
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

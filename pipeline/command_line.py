@@ -6,7 +6,7 @@ import difflib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -53,14 +53,29 @@ def load_config_file(path: str | Path) -> dict[str, Any]:
     for section, settings in values.items():
         if not isinstance(settings, dict):
             raise ConfigError(f"--config {path}: {section}: expected settings such as 'uri: …' in it, found {settings!r}")
-    for section, name in _PATH_SETTINGS:
-        value = values.get(section, {}).get(name)
-        if isinstance(value, str) and value.startswith(("./", "../")):
-            values[section][name] = str((path.resolve().parent / value).resolve())
-    return values
+    return {section: _resolve_paths(section, settings, path.resolve().parent) for section, settings in values.items()}
 
 
-def parse_command_line(arguments: list[str], settings: type[S], about: str, quick_start: Path | None = None) -> S:
+def _resolve_paths(section: str, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Settings whose paths no longer depend on the file that they stand in."""
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, dict) and section == "datasets":
+            return value | {"uri": resolve(value.get("uri"))}
+        is_relative = isinstance(value, str) and value.startswith(("./", "../"))
+        return str((folder / value).resolve()) if is_relative else value
+
+    is_path = {name for known, name in _PATH_SETTINGS if known == section}
+    return {name: resolve(value) if section == "datasets" or name in is_path else value for name, value in settings.items()}
+
+
+def parse_command_line(
+    arguments: list[str],
+    settings: type[S],
+    about: str,
+    quick_start: Path | None = None,
+    given: dict[str, dict[str, Any]] | None = None,
+) -> S:
     """Settings of the file named by ``--config``, overridden by options such as ``--input.uri``.
 
     Prints help or a usage error and exits (0 or 2), as command lines do.
@@ -69,6 +84,7 @@ def parse_command_line(arguments: list[str], settings: type[S], about: str, quic
         settings: the class to make.
         about: what ``--help`` says before the settings.
         quick_start: the settings to run with where there are no arguments at all.
+        given: more settings by section, which go before the file's.
     """
     try:
         arguments, file = _take_config_option(arguments)
@@ -77,7 +93,9 @@ def parse_command_line(arguments: list[str], settings: type[S], about: str, quic
         wants_help = "-h" in arguments or "--help" in arguments
         values = load_config_file(file) if file is not None and not wants_help else {}
     except ConfigError as error:
-        _exit_with_usage(str(error))
+        exit_with_usage(str(error))
+    for section, more in (given or {}).items():
+        values[section] = values.get(section, {}) | more
     if wants_help:
         print(about)
     arguments = [_long_form(argument) for argument in arguments]
@@ -85,7 +103,7 @@ def parse_command_line(arguments: list[str], settings: type[S], about: str, quic
     try:
         return CliApp.run(settings, cli_args=arguments, **values)
     except ValidationError as error:
-        _exit_with_usage("\n".join(_describe(problem) for problem in error.errors()))
+        exit_with_usage("\n".join(_describe(problem) for problem in error.errors()))
 
 
 def _take_config_option(arguments: list[str]) -> tuple[list[str], Path | None]:
@@ -112,16 +130,17 @@ def _long_form(argument: str) -> str:
 def _check_options(arguments: list[str], settings: type[Settings]) -> None:
     """Name an unknown option and its nearest neighbour, rather than print the usage of all of them."""
     names = [f"{section}.{name}" for section, field in settings.model_fields.items() for name in _fields(field.annotation)]
-    known = {"-h", "--help", *SHORT_FORMS, *(f"--{name}" for name in (*names, *settings.model_fields))}
+    short = (name for name, setting in SHORT_FORMS.items() if setting.removeprefix("--") in names)
+    known = {"-h", "--help", *short, *(f"--{name}" for name in (*names, *settings.model_fields))}
     for argument in arguments:
         name = argument.partition("=")[0]
         if name.startswith("--") and name not in known and f"--{name.removeprefix('--no-')}" not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
-            _exit_with_usage(f"{name}: no such setting" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+            exit_with_usage(f"{name}: no such setting" + (f"; did you mean {nearest[0]}?" if nearest else ""))
 
 
 def _fields(section: Any) -> Iterable[str]:
-    return cast(type[BaseModel], section).model_fields
+    return section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else ()
 
 
 def _describe(problem: Any) -> str:
@@ -141,6 +160,6 @@ def _required_setting(loc: tuple[str, ...]) -> str:
     return ".".join([section, *(rest or [dict(_PATH_SETTINGS)[section]])])
 
 
-def _exit_with_usage(message: str) -> NoReturn:
+def exit_with_usage(message: str) -> NoReturn:
     print(f"{message}\n\nSee --help for every setting.", file=sys.stderr)
     raise SystemExit(2)

@@ -272,3 +272,8 @@ class VaeEngine:
     def _tensor(self, tensor: torch.Tensor) -> TensorBytes:
         data = tensor.contiguous().view(torch.uint8).numpy().data.cast("B")
         return TensorBytes(data=data, shape=tuple(tensor.shape), dtype=self._stored.dtype)
+
+
+def load_decoder(config: VaeConfig, device: str, threads: int | None) -> VaeEngine:
+    """Load a model to decode with. Raises: ConfigError: as ``load_vae``."""
+    return VaeEngine(load_vae(config, None, device, threads), StoredTensors(dtype=config.dtype))

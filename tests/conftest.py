@@ -44,15 +44,22 @@ _OPTIONS = (
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("gpu") is None:
-        return
-    import torch  # seconds, which runs without a GPU test need not spend
+    if item.get_closest_marker("gpu") is not None:
+        import torch  # seconds, which runs without a GPU test need not spend
 
-    if torch.cuda.is_available():
+        _require("GPU", is_there=torch.cuda.is_available(), what="a GPU")
+    if item.get_closest_marker("browser") is not None:
+        is_there = all(shutil.which(program) for program in ("chromium", "chromedriver"))
+        _require("BROWSER", is_there=is_there, what="Debian's packages chromium and chromium-driver")
+
+
+def _require(name: str, *, is_there: bool, what: str) -> None:
+    """Skip a test that lacks something, or fail it where that is forbidden."""
+    if is_there:
         return
-    if os.environ.get("REQUIRE_GPU") == "1":
-        pytest.fail("needs a GPU, and REQUIRE_GPU=1 forbids skipping", pytrace=False)
-    pytest.skip("needs a GPU")
+    if os.environ.get(f"REQUIRE_{name}") == "1":
+        pytest.fail(f"needs {what}, and REQUIRE_{name}=1 forbids skipping", pytrace=False)
+    pytest.skip(f"needs {what}")
 
 
 @dataclass(frozen=True)

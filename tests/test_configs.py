@@ -10,6 +10,7 @@ import pytest
 from pipeline.command_line import load_config_file
 from pipeline.config import JobConfig, RunConfig
 from pipeline.decode_config import DecodeRunConfig
+from pipeline.service.config import ServerConfig, ServiceConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PLACES = {"input": {"uri": "videos"}, "output": {"uri": "latents"}, "vae": {"weights": "weights"}}
@@ -62,3 +63,14 @@ def test_a_published_model_has_its_weights_dtype_and_shape(name: str, weights: s
     assert (config.vae.weights, config.vae.subfolder, config.vae.dtype) == (weights, "vae", dtype)
     assert config.clip.buckets == (bucket,)
     assert config.vae.model == name
+
+
+def test_the_service_example_gives_every_setting_its_default_and_explains_it_with_the_words_of_help() -> None:
+    values = load_config_file(CONFIGS / "serve.yaml")
+    config = ServerConfig(**values)
+    assert (config.service, config.datasets) == (ServiceConfig(), {})
+    assert set(values["service"]) == set(ServiceConfig.model_fields)
+    text = " ".join(line.strip().removeprefix("#").strip() for line in (CONFIGS / "serve.yaml").read_text().splitlines())
+    for name, field in ServiceConfig.model_fields.items():
+        assert field.description, name
+        assert re.sub(r"\s+", " ", field.description) in text, name

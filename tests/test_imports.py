@@ -13,11 +13,13 @@ PACKAGES = ("cogvae", "pipeline", "jobs")
 
 MAY_IMPORT_RAY = {
     "pipeline.actors",
+    "pipeline.client",
+    "pipeline.cluster",
     "pipeline.decode_worker",
+    "pipeline.driver",
     "pipeline.encode_worker",
     "pipeline.pool",
-    "pipeline.driver",
-    "pipeline.cluster",
+    "pipeline.service.deployment",
 }
 MAY_IMPORT_COGVAE = {"pipeline.engine"}
 MAY_IMPORT_AV = {

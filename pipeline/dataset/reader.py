@@ -162,6 +162,28 @@ class LatentDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """The sample of an id. Raises: KeyError: there is none."""
         return self[self.index_of(sample_id)]
 
+    @property
+    def fact_columns(self) -> list[str]:
+        """Names of the columns that are no blobs: what ``facts`` can read."""
+        blobs = {name for blob in self._catalog.blobs for name in (blob, f"{blob}_bytes")}
+        return [name for name in self._catalog.columns if name not in blobs]
+
+    @property
+    def blob_columns(self) -> list[str]:
+        """Names of the blobs that are no tensors, such as ``first_frame_png``."""
+        stored = set(self._catalog.columns)
+        return [name for name in self._catalog.blobs if name in stored and not _is_tensor(name, stored)]
+
+    def facts(self, index: int, columns: Sequence[str]) -> dict[str, Any]:
+        """``sample_id``, ``bucket_key`` and these of ``fact_columns`` of one sample, without its tensors."""
+        keys = {"sample_id": self._catalog.sample_id(index), "bucket_key": self._catalog.bucket_key(index)}
+        rest = [name for name in columns if name not in keys]
+        return {**keys, **(self._access.read_fact_row(*self._catalog.position(index), rest) if rest else {})}
+
+    def blob(self, index: int, column: str) -> bytes:
+        """One of ``blob_columns`` of one sample."""
+        return bytes(self._access.read_blob(self._catalog.locate(index, column), column))
+
     def set_epoch(self, epoch: int) -> None:
         """Draw other posterior noise. Before the workers of an epoch start: they have copies of this object."""
         self.epoch = epoch

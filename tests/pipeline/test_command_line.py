@@ -9,12 +9,16 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from pipeline.command_line import load_config_file, parse_command_line
+from pipeline.command_line import JOB_HELP, load_config_file, parse_command_line
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 
 Refused = Callable[..., str]
 MINIMAL = ["--input.uri", "in", "--output.uri", "out", "--vae.weights", "w"]
+
+
+def parse(arguments: list[str], quick_start: Path | None = None) -> RunConfig:
+    return parse_command_line(arguments, RunConfig, JOB_HELP, quick_start)
 
 
 def every_setting() -> list[str]:
@@ -52,7 +56,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
 
     def run(*arguments: str) -> str:
         with pytest.raises(SystemExit) as caught:
-            parse_command_line(list(arguments))
+            parse(list(arguments))
         assert caught.value.code == 2
         output = capsys.readouterr()
         assert output.out == ""
@@ -62,7 +66,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
 
 
 def test_file_and_defaults_make_the_settings(config_file: Path) -> None:
-    config = parse_command_line(["--config", str(config_file)])
+    config = parse(["--config", str(config_file)])
     assert (config.encode.batch_size, config.encode.max_attempts) == (3, 5)
     assert config.encode.qa_share == 0
     assert config.clip.buckets == ("49x480x720@8",)
@@ -70,19 +74,19 @@ def test_file_and_defaults_make_the_settings(config_file: Path) -> None:
 
 
 def test_options_alone_make_the_settings() -> None:
-    config = parse_command_line(MINIMAL)
+    config = parse(MINIMAL)
     assert (config.input.uri, config.output.uri, config.vae.weights) == ("in", "out", "w")
 
 
 def test_option_wins_over_the_file_and_leaves_its_neighbours(config_file: Path) -> None:
-    config = parse_command_line(["--config", str(config_file), "--encode.batch_size", "2", "--input.uri=s3://x/y"])
+    config = parse(["--config", str(config_file), "--encode.batch_size", "2", "--input.uri=s3://x/y"])
     assert (config.encode.batch_size, config.encode.max_attempts) == (2, 5)
     assert config.input.uri == "s3://x/y"
     assert config.input.storage_options == {"anon": True}
 
 
 def test_config_option_stands_anywhere_and_takes_an_equals_sign(config_file: Path) -> None:
-    assert parse_command_line(["--encode.batch_size=2", f"--config={config_file}"]).encode.batch_size == 2
+    assert parse(["--encode.batch_size=2", f"--config={config_file}"]).encode.batch_size == 2
 
 
 @pytest.mark.parametrize(
@@ -92,38 +96,38 @@ def test_config_option_stands_anywhere_and_takes_an_equals_sign(config_file: Pat
 )
 def test_list_is_written_in_one_option_or_several(buckets: list[str]) -> None:
     arguments = [part for bucket in buckets for part in ("--clip.buckets", bucket)]
-    assert parse_command_line([*MINIMAL, *arguments]).clip.buckets == ("17x64x64@8", "49x64x64@8")
+    assert parse([*MINIMAL, *arguments]).clip.buckets == ("17x64x64@8", "49x64x64@8")
 
 
 @pytest.mark.parametrize("options", ['{"endpoint_url": "http://x"}', "endpoint_url=http://x"])
 def test_mapping_is_written_as_json_or_by_key(options: str) -> None:
-    config = parse_command_line([*MINIMAL, "--input.storage_options", options])
+    config = parse([*MINIMAL, "--input.storage_options", options])
     assert config.input.storage_options == {"endpoint_url": "http://x"}
 
 
 def test_short_forms_mean_the_long_ones() -> None:
-    short = parse_command_line([*MINIMAL, "--append", "--takeover", "--limit", "7"])
-    long = parse_command_line([*MINIMAL, "--run.append", "--run.takeover", "--input.limit=7"])
+    short = parse([*MINIMAL, "--append", "--takeover", "--limit", "7"])
+    long = parse([*MINIMAL, "--run.append", "--run.takeover", "--input.limit=7"])
     assert short == long
     assert (short.run.append, short.run.takeover, short.input.limit) == (True, True, 7)
-    assert parse_command_line([*MINIMAL, "--limit=7"]).input.limit == 7
+    assert parse([*MINIMAL, "--limit=7"]).input.limit == 7
 
 
 def test_flag_is_switched_off_by_its_no_form() -> None:
-    assert parse_command_line([*MINIMAL, "--no-output.logvar"]).output.logvar is False
+    assert parse([*MINIMAL, "--no-output.logvar"]).output.logvar is False
 
 
 def test_environment_is_no_source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INPUT", '{"uri": "environment"}')
     monkeypatch.setenv("ENCODE", '{"batch_size": 9}')
     monkeypatch.setenv("ENCODE__BATCH_SIZE", "9")
-    config = parse_command_line(MINIMAL)
+    config = parse(MINIMAL)
     assert (config.input.uri, config.encode.batch_size) == ("in", 1)
 
 
 def test_paths_in_the_file_start_at_the_files_folder(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
-    config = parse_command_line(["--config", str(config_file)])
+    config = parse(["--config", str(config_file)])
     root = config_file.parents[1]
     assert config.input.uri == str(root / "runs" / "videos")
     assert config.output.uri == str(root / "latents")
@@ -137,14 +141,14 @@ def test_other_paths_in_the_file_stand_as_they_are(tmp_path: Path) -> None:
 
 
 def test_quick_start_runs_where_there_are_no_arguments(config_file: Path) -> None:
-    assert parse_command_line([], quick_start=config_file).encode.batch_size == 3
-    assert parse_command_line(MINIMAL, quick_start=config_file).encode.batch_size == 1
+    assert parse([], quick_start=config_file).encode.batch_size == 3
+    assert parse(MINIMAL, quick_start=config_file).encode.batch_size == 1
 
 
 def test_help_mentions_every_setting_and_exits_with_0(capsys: pytest.CaptureFixture[str], config_file: Path) -> None:
     for arguments in (["--help"], ["-h"], ["--config", str(config_file), "--help"]):
         with pytest.raises(SystemExit) as caught:
-            parse_command_line(arguments)
+            parse(arguments)
         assert caught.value.code == 0
         text = capsys.readouterr().out
         assert [
@@ -175,8 +179,8 @@ def test_misspelt_option_is_answered_with_the_nearest(refused: Refused) -> None:
 
 def test_buckets_may_stand_without_brackets(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("clip:\n  buckets: 9x96x160@8\n")
-    assert parse_command_line(["--config", str(tmp_path / "c.yaml"), *MINIMAL]).clip.buckets == ("9x96x160@8",)
-    assert parse_command_line([*MINIMAL, "--clip.buckets", "9x96x160@8,9x160x96@8"]).clip.buckets == ("9x96x160@8", "9x160x96@8")
+    assert parse(["--config", str(tmp_path / "c.yaml"), *MINIMAL]).clip.buckets == ("9x96x160@8",)
+    assert parse([*MINIMAL, "--clip.buckets", "9x96x160@8,9x160x96@8"]).clip.buckets == ("9x96x160@8", "9x160x96@8")
 
 
 def test_unknown_setting_or_section_of_the_file_is_named(refused: Refused, tmp_path: Path) -> None:

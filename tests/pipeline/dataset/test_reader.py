@@ -330,3 +330,21 @@ def test_threads_share_one_dataset(storage: Storage, spool: Path, compression: s
     with ThreadPoolExecutor(8) as pool:
         for first, found in enumerate(pool.map(read, range(8))):
             assert found == [(f"caption {n % 12}", bits(expected(n % 12))) for n in range(first, first + 12)]
+
+
+def test_facts_of_one_sample_come_without_its_tensors(
+    published: Manifest, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = LatentDataset(storage.uri)
+    assert {"caption", "psnr", "vae_latent_shape"} <= set(dataset.fact_columns)
+    assert not [name for name in dataset.fact_columns if name.endswith("_bytes")]
+    assert dataset.blob_columns == ["first_frame_png"]
+    assert dataset.blob(3, "first_frame_png")[:4] == b"\x89PNG"
+    monkeypatch.setattr(LatentDataset, "_read_tensor", None)
+    assert dataset.facts(3, ["caption", "num_frames"]) == {
+        "sample_id": dataset.sample_ids[3],
+        "bucket_key": "49x64x96@8",
+        "caption": "caption 3",
+        "num_frames": 49,
+    }
+    assert dataset.facts(3, []) == {"sample_id": dataset.sample_ids[3], "bucket_key": "49x64x96@8"}

@@ -1,0 +1,218 @@
+"""The datasets that the service shows: pages of samples, one sample's columns, latent and first frame."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+
+from pipeline.dataset import LatentDataset
+from pipeline.dataset.schema import FIRST_FRAME_PNG, LATENT
+from pipeline.errors import ConfigError, DatasetError, TransientError
+from pipeline.filters import Filter, parse_filter
+from pipeline.latents.types import plain_columns
+from pipeline.service.config import ServedDataset
+from pipeline.service.errors import RequestError
+from pipeline.types import exact_fps
+
+logger = logging.getLogger(__name__)
+
+_LISTED = ("num_frames", "height", "width", "fps", "caption", "source_uri")
+_KEPT_SELECTIONS = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """Which samples are wanted."""
+
+    bucket: str | None = None
+    caption: str | None = None
+    """Text that the caption contains, whatever the case."""
+    filters: tuple[str, ...] = ()
+    """Conditions such as ``psnr>30``; all must hold."""
+
+
+class ServedDatasets:
+    """The datasets of a configuration, opened when the service starts. Thread-safe.
+
+    Raises:
+        ConfigError, DatasetError: one of them cannot be opened.
+    """
+
+    def __init__(self, datasets: Mapping[str, ServedDataset]) -> None:
+        self._shown = {name: ShownDataset(name, served) for name, served in datasets.items()}
+
+    def describe(self) -> list[dict[str, Any]]:
+        return [shown.describe() for shown in self._shown.values()]
+
+    def find(self, name: str) -> ShownDataset:
+        """Raises: RequestError: 404: there is none of this name."""
+        if name not in self._shown:
+            there = ", ".join(self._shown) or "none"
+            raise RequestError(404, "no_dataset", f"there is no dataset {name[:100]!r}; there are: {there}")
+        return self._shown[name]
+
+
+class ShownDataset:
+    """One dataset."""
+
+    def __init__(self, name: str, served: ServedDataset) -> None:
+        self.name = name
+        self._dataset = LatentDataset(
+            served.uri, storage_options=served.storage_options, allow_incomplete=True, allow_mixed_recipes=True
+        )
+        manifest = self._dataset.manifest
+        self._model = manifest.model if manifest else None
+        self._columns = self._dataset.fact_columns
+        self._has_first_frame = FIRST_FRAME_PNG in self._dataset.blob_columns
+        self._buckets = {key: len(indices) for key, indices in self._dataset.buckets.items()}
+        self._selections: OrderedDict[Query, npt.NDArray[np.int64]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "num_samples": len(self._dataset),
+            "buckets": self._buckets,
+            "columns": self._columns,
+            "model": self._model,
+            "has_first_frame": self._has_first_frame,
+        }
+
+    def list_samples(self, query: Query, offset: int, limit: int) -> dict[str, Any]:
+        """One page. Raises: RequestError: 422: a condition that cannot be read."""
+        indices = self._select(query)
+        page = [self._summary(int(index)) for index in indices[offset : offset + limit]]
+        return {"total": len(indices), "offset": offset, "limit": limit, "samples": page}
+
+    def show_sample(self, sample_id: str) -> dict[str, Any]:
+        """All small columns of a sample. Raises: RequestError: 404."""
+        index = self._index_of(sample_id)
+        columns = self._facts(index, self._columns)
+        latent = {"shape": columns.get(f"{LATENT}_shape"), "dtype": columns.get(f"{LATENT}_dtype")}
+        return {"id": sample_id, "latent": latent, "columns": _jsonable(columns), "has_first_frame": self._has_first_frame}
+
+    def read_latent(self, sample_id: str) -> torch.Tensor:
+        """Unscaled ``[C, F, H, W]``, as stored. Raises: RequestError: 404, 422: its bytes are damaged."""
+        index = self._index_of(sample_id)
+        with _explained():
+            latent: torch.Tensor = self._dataset[index]["latent"]
+            return latent
+
+    def read_latent_file(self, sample_id: str) -> bytes:
+        """As safetensors, under the key ``latent``. Raises: RequestError: as ``read_latent``."""
+        data: bytes = safetensors.torch.save({"latent": self.read_latent(sample_id)}, {"sample_id": sample_id})
+        return data
+
+    def read_fps(self, sample_id: str) -> Fraction:
+        """Frames a second; 8 where the dataset does not say."""
+        index = self._index_of(sample_id)
+        fps = self._facts(index, ["fps"])["fps"] if "fps" in self._columns else None
+        if not fps or not 0 < float(fps) < 1000:
+            return Fraction(8)
+        return exact_fps(float(fps))
+
+    def read_first_frame(self, sample_id: str) -> bytes:
+        """PNG. Raises: RequestError: 404: there is no such sample, or no frame is stored."""
+        index = self._index_of(sample_id)
+        if not self._has_first_frame:
+            detail = f"{self.name} stores no first frames; it was made with output.first_frame: false"
+            raise RequestError(404, "no_first_frame", detail)
+        with _explained():
+            return self._dataset.blob(index, FIRST_FRAME_PNG)
+
+    def _index_of(self, sample_id: str) -> int:
+        with self._lock:  # the first call makes the table of ids
+            try:
+                return self._dataset.index_of(sample_id)
+            except KeyError:
+                raise RequestError(404, "no_sample", f"{self.name} has no sample {sample_id[:100]!r}") from None
+
+    def _summary(self, index: int) -> dict[str, Any]:
+        values = self._facts(index, [name for name in _LISTED if name in self._columns])
+        return {"id": values.pop("sample_id"), **dict.fromkeys(_LISTED), **_jsonable(values)}
+
+    def _facts(self, index: int, names: Sequence[str]) -> dict[str, Any]:
+        with _explained():
+            return self._dataset.facts(index, names)
+
+    def _select(self, query: Query) -> npt.NDArray[np.int64]:
+        """Indices of the samples that a query asks for, in order. Those of the last queries are kept."""
+        with self._lock:
+            if query in self._selections:
+                self._selections.move_to_end(query)
+                return self._selections[query]
+        conditions = self._parse(query)
+        indices = self._in_bucket(query.bucket)
+        if conditions:
+            names = list(dict.fromkeys(condition.column for condition in conditions))
+            indices = np.array([index for index in indices if self._passes(int(index), names, conditions)], np.int64)
+        with self._lock:
+            self._selections[query] = indices
+            if len(self._selections) > _KEPT_SELECTIONS:
+                self._selections.popitem(last=False)
+        return indices
+
+    def _passes(self, index: int, names: Sequence[str], conditions: Sequence[Filter]) -> bool:
+        row = plain_columns(self._facts(index, names))
+        try:
+            return all(condition.match(row) for condition in conditions)
+        except ConfigError as error:
+            raise RequestError(422, "bad_filter", str(error)) from error
+
+    def _parse(self, query: Query) -> list[Filter]:
+        try:
+            conditions = [parse_filter(text) for text in query.filters]
+        except ConfigError as error:
+            raise RequestError(422, "bad_filter", str(error)) from error
+        if query.caption:
+            conditions.append(Filter("caption", "~", query.caption))
+        for condition in conditions:
+            if condition.column not in self._columns:
+                raise RequestError(
+                    422,
+                    "no_column",
+                    f"{self.name} has no column {condition.column[:100]!r}; there are {', '.join(self._columns)}",
+                )
+        return conditions
+
+    def _in_bucket(self, bucket: str | None) -> npt.NDArray[np.int64]:
+        if bucket is None:
+            return np.arange(len(self._dataset))
+        buckets = self._dataset.buckets
+        if bucket not in buckets:
+            there = ", ".join(list(buckets)[:20]) or "none"
+            raise RequestError(422, "no_bucket", f"{self.name} has no bucket {bucket[:100]!r}; there are: {there}")
+        return buckets[bucket]
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Faults of a dataset's storage, as the service says them."""
+    try:
+        yield
+    except DatasetError as error:
+        logger.error("sample damaged error=%s", error)
+        raise RequestError(422, "damaged", str(error)) from error
+    except (TransientError, ConfigError, OSError) as error:
+        logger.error("storage failed error=%s", error)
+        detail = f"the dataset's storage did not answer: {type(error).__name__}"
+        raise RequestError(503, "storage", detail, retry_after_s=5) from error
+
+
+def _jsonable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without bytes; NaN and infinities, which JSON has not, become null; dates become text."""
+    text = json.dumps({name: value for name, value in values.items() if not isinstance(value, bytes)}, default=str)
+    found: dict[str, Any] = json.loads(text, parse_constant=lambda name: None)
+    return found
