@@ -247,17 +247,36 @@ def test_a_full_queue_answers_429_with_a_time_and_serves_again_later(make_client
 
 
 def test_requests_over_the_memory_limit_are_told_to_come_again(make_client: Make, engine: FakeDecoder) -> None:
-    size = len(make_body())
-    client = make_client(memory_bytes=size + 10, max_body_bytes=size)
+    shape = (16, 13, 4, 6)
+    size = len(make_body(shape=shape))
+    client = make_client(memory_bytes=2 * size - 1, max_body_bytes=size)
     engine.gate.clear()
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(decode, client, make_body(0))
+        first = pool.submit(decode, client, make_body(0, shape), crf=51)
         wait_until(lambda: bool(engine.batches))
-        refused = decode(client, make_body(1))
+        refused = decode(client, make_body(1, shape))
         assert (refused.status_code, reason(refused)) == (429, "memory_full")
         engine.gate.set()
         assert first.result().status_code == 200
     wait_until(lambda: metric(client, "latents_held_bytes") == 0)
+
+
+def test_an_answer_counts_as_held_until_its_client_has_it(make_client: Make) -> None:
+    client = make_client(memory_bytes=5 << 20, max_body_bytes=1 << 20)
+    body = make_body(shape=(16, 5, 40, 60))
+    large = {**SCALE, "container": "mkv"}
+    with client.stream("POST", "/v1/decode", params=large, content=body) as answer:
+        size = int(answer.headers["content-length"])
+        assert size > 2 << 20  # more than sockets hold
+        pieces = answer.iter_raw(1000)
+        next(pieces)
+        time.sleep(0.2)
+        assert metric(client, "latents_held_bytes") == size
+        refused = client.post("/v1/decode", params=large, content=body)
+        assert (refused.status_code, reason(refused)) == (429, "memory_full")
+        assert sum(map(len, pieces)) == size - 1000
+    wait_until(lambda: metric(client, "latents_held_bytes") == 0)
+    assert client.post("/v1/decode", params=large, content=body).status_code == 200
 
 
 def test_a_request_past_its_deadline_is_answered_408(make_client: Make, engine: FakeDecoder) -> None:
