@@ -89,7 +89,7 @@ class LatentInputConfig(Section):
     limit: PositiveInt | None = None
     """Stop after so many."""
     max_file_bytes: PositiveInt = 4 << 30
-    """Largest file that is read whole, which all but Parquet are."""
+    """Largest file that is read whole, or row group of another program's Parquet."""
     storage_options: StorageOptions = Field(default_factory=dict)
     """Passed to fsspec for the input, such as {endpoint_url: ...}. Credentials belong in the environment."""
 

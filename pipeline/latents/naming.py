@@ -20,7 +20,7 @@ class Names:
     """Gives names out, each once; names that differ in case only are one name, as on many disks.
 
     Args:
-        taken: names that are in use; it grows.
+        taken: names that are in use; it grows by those given, in lower case.
     """
 
     def __init__(self, taken: set[str]) -> None:
@@ -29,8 +29,7 @@ class Names:
 
     def take(self, wanted: str, sample_id: str) -> str:
         """The cleaned name, or with ``-<start of sample_id>`` where it is in use or empty."""
-        base = clean_name(wanted)
-        name = base or sample_id[:16]
+        base = name = clean_name(wanted) or sample_id[:16]
         for length in (8, 16, len(sample_id)):
             if _folded(name) not in self._taken:
                 break

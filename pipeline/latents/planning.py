@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 
 from pipeline.errors import ConfigError, TerminalError
@@ -31,7 +31,7 @@ def plan_latents(
     Args:
         recipe: fingerprint of what else decides the video.
         default_fps: where a row names no rate.
-        taken_names: names of videos that are there already; the names given are added.
+        taken_names: names of videos that are there already; the names given are added, in lower case.
 
     Raises:
         ConfigError: the scale must be said, or a column or id of the settings is nowhere in the input.
@@ -84,15 +84,15 @@ class _Candidate:
         )
 
 
-@dataclass(slots=True)
 class _Selection:
     """The rules that say what is asked for, and what of them was met."""
 
-    config: LatentInputConfig
-    _columns: set[str] = field(default_factory=set)
-    _ids: set[str] = field(default_factory=set)
-    _found_any: bool = False
-    _is_done: bool = False
+    def __init__(self, config: LatentInputConfig) -> None:
+        self.config = config
+        self._conditions, self._wanted_ids = config.conditions, frozenset(config.ids)
+        self._columns: set[str] = set()
+        self._ids: set[str] = set()
+        self._found_any = self._is_done = False
 
     def select(self, probed: Iterable[ProbedLatents]) -> Iterator[_Candidate]:
         wanted = (candidate for candidate in _candidates(probed) if self._wants(candidate))
@@ -108,7 +108,7 @@ class _Selection:
         """Raises: ConfigError: a setting names what is nowhere in the input; a typing error would decode nothing, or all."""
         if not self._found_any:
             return
-        settings = {f"input.filters {text}": text.column for text in self.config.conditions}
+        settings = {f"input.filters {condition}": condition.column for condition in self._conditions}
         if self.config.fps_column is not None:
             settings["input.fps_column"] = self.config.fps_column
         if self.config.name_column != DEFAULT_NAME_COLUMN:
@@ -126,14 +126,14 @@ class _Selection:
     def _wants(self, candidate: _Candidate) -> bool:
         self._columns |= candidate.columns.keys()
         self._found_any |= candidate.found is not None
-        ids = {str(candidate.columns.get("sample_id")), file_stem(candidate.file.uri)}
-        if self.config.ids and not ids.intersection(self.config.ids):
+        ids = self._wanted_ids & {str(candidate.columns.get("sample_id")), file_stem(candidate.file.uri)}
+        if self._wanted_ids and not ids:
             return False
-        self._ids |= ids.intersection(self.config.ids)
+        self._ids |= ids
         # Of a file that cannot be read, a column that only its rows have says nothing either way.
         return all(
             condition.match(candidate.columns)
-            for condition in self.config.conditions
+            for condition in self._conditions
             if candidate.found is not None or condition.column in candidate.columns
         )
 

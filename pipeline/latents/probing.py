@@ -77,7 +77,8 @@ def _probe_item(item: SourceItem, config: LatentInputConfig, channels: int) -> P
         if item.problem is not None:
             raise TerminalError("plan", "no_latent", item.problem)
         suffix = file_suffix(item.uri)
-        file = _stat(item, config)
+        # Not as listed: some stores write a time in one way in listings and in another here, where the reader asks too.
+        file = stat_input(item.uri, config.storage_options)
         probed = replace(probed, uri=file.uri, size_bytes=file.size_bytes, version=file.version)
         if suffix == ".parquet":
             table = LatentTable(file.uri, file.size_bytes, config.storage_options, config.key)
@@ -91,13 +92,6 @@ def _probe_item(item: SourceItem, config: LatentInputConfig, channels: int) -> P
         if is_transient(error):
             raise TransientError(f"{item.uri}: {type(error).__name__}: {error}") from error
         raise
-
-
-def _stat(item: SourceItem, config: LatentInputConfig) -> StoredObject:
-    """What the file is now; a listing of an object store has just said so."""
-    if item.version and item.size_bytes is not None and "://" in item.uri:
-        return StoredObject(item.uri, item.size_bytes, item.version)
-    return stat_input(item.uri, config.storage_options)
 
 
 def _describe(file: StoredObject, suffix: str, config: LatentInputConfig) -> dict[str, TensorSpec]:

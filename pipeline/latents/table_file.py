@@ -18,11 +18,23 @@ from pipeline.dataset.shard_file import ShardFile
 from pipeline.dataset.writer import is_shard
 from pipeline.errors import DatasetError, TerminalError
 from pipeline.inputs import read_input_range, stat_input
+from pipeline.latents.file import MAX_BYTES
 from pipeline.latents.headers import TensorSpec, damaged
 from pipeline.latents.types import Columns, plain_columns
 
 _SMALL_BYTES = 16 << 10
 """Mean size of a value above which a column is no description of a clip: embeddings, pictures."""
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """What pyarrow makes of a damaged file is many kinds of error; of a file of its own they all say one thing."""
+    try:
+        yield
+    except DatasetError as error:
+        raise damaged(str(error)) from error
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError) as error:
+        raise damaged(f"Parquet: {type(error).__name__}: {error}") from error
 
 
 class InputRanges:
@@ -48,25 +60,30 @@ class LatentTable:
 
     Args:
         key: prefix of the tensor's columns; None: ``vae_latent``, or the only tensor.
+        max_bytes: of latents that are read together, where another program's file gives no smaller unit.
 
     Raises:
         TerminalError: the file is damaged or has no such columns.
     """
 
-    def __init__(self, uri: str, size_bytes: int, options: dict[str, Any], key: str | None = None) -> None:
-        with _explained():
-            self._file = open_parquet(uri, size_bytes, options)
-            self._parquet = self._file.parquet()
-            self._schema: pa.Schema = self._parquet.schema_arrow
+    @_explained()
+    def __init__(
+        self, uri: str, size_bytes: int, options: dict[str, Any], key: str | None = None, max_bytes: int = MAX_BYTES
+    ) -> None:
+        self._file = open_parquet(uri, size_bytes, options)
+        self._parquet = self._file.parquet()
+        self._schema: pa.Schema = self._parquet.schema_arrow
         metadata = self._parquet.metadata
         self.is_shard = is_shard(metadata)
         self.num_rows: int = metadata.num_rows
         self.key = _choose_key(self._schema, key)
+        self._max_bytes = max_bytes
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._group_starts = [0, *accumulate(sizes)]
         self._group: tuple[int, pa.ChunkedArray] | None = None
 
     @cached_property
+    @_explained()
     def specs(self) -> list[TensorSpec | None]:
         """Shape and dtype of every row's latent; None where a row has none."""
         shapes, dtypes = self._read([f"{self.key}_shape", f"{self.key}_dtype"])
@@ -75,6 +92,7 @@ class LatentTable:
             for shape, dtype in zip(shapes, dtypes, strict=True)
         ]
 
+    @_explained()
     def columns(self) -> list[Columns]:
         """What every row says about its latent: the columns that are neither tensors nor other large or binary values."""
         names = self._small_columns()
@@ -83,6 +101,7 @@ class LatentTable:
             {} for _ in range(self.num_rows)
         ]
 
+    @_explained()
     def read_bytes(self, row: int) -> bytes:
         """The bytes of one row's latent.
 
@@ -91,22 +110,38 @@ class LatentTable:
         """
         column = f"{self.key}_bytes"
         if self._extents is not None:
-            with _explained():
-                data = self._file.read_at(int(self._extents.offsets[row]), int(self._extents.lengths[row]))
+            data = self._file.read_at(int(self._extents.offsets[row]), int(self._extents.lengths[row]))
         else:
-            group = bisect.bisect_right(self._group_starts, row) - 1
-            if self._group is None or self._group[0] != group:
-                self._group = None  # before the next one is there
-                with _explained():
-                    self._group = group, self._parquet.read_row_group(group, columns=[column])[column]
-            value = self._group[1][row - self._group_starts[group]]
-            if not value.is_valid:
-                raise TerminalError("read", "no_tensor", f"row {row}: {column} has no value")
-            data = value.as_buffer().to_pybytes()
+            data = self._read_from_group(row, column)
         expected = self._digests[row] if self._digests else None
         if expected is not None and (found := tensor_digest(data)) != expected:
             raise damaged(f"row {row}: {column} has xxh3 {found}, expected {expected}")
         return data
+
+    def _read_from_group(self, row: int, column: str) -> bytes:
+        group = bisect.bisect_right(self._group_starts, row) - 1
+        if self._group is None or self._group[0] != group:
+            size_bytes = self._group_sizes(group)[column]
+            if size_bytes > self._max_bytes:
+                raise TerminalError(
+                    "read",
+                    "too_large",
+                    f"row {row}: {column} has {size_bytes} bytes in its row group; input.max_file_bytes allows {self._max_bytes}",
+                )
+            self._group = None  # before the next one is there
+            self._group = group, self._parquet.read_row_group(group, columns=[column])[column]
+        value = self._group[1][row - self._group_starts[group]]
+        if not value.is_valid:
+            raise TerminalError("read", "no_tensor", f"row {row}: {column} has no value")
+        data: bytes = value.as_buffer().to_pybytes()
+        return data
+
+    def _group_sizes(self, group: int) -> Counter[str]:
+        """Unpacked bytes of each column in a row group, by the footer."""
+        sizes, chunks = Counter[str](), self._parquet.metadata.row_group(group)
+        for chunk in map(chunks.column, range(chunks.num_columns)):
+            sizes[chunk.path_in_schema.partition(".")[0]] += chunk.total_uncompressed_size
+        return sizes
 
     @cached_property
     def _extents(self) -> Extents | None:
@@ -125,17 +160,11 @@ class LatentTable:
 
     def _read(self, names: list[str]) -> list[list[Any]]:
         """The values of columns, one list a column."""
-        with _explained():
-            table = self._parquet.read(columns=names) if names else pa.table({})
-            return [table[name].to_pylist() for name in names]
+        table = self._parquet.read(columns=names) if names else pa.table({})
+        return [table[name].to_pylist() for name in names]
 
     def _small_columns(self) -> list[str]:
-        metadata, sizes = self._parquet.metadata, Counter[str]()
-        for group in range(metadata.num_row_groups):
-            chunks = metadata.row_group(group)
-            for number in range(chunks.num_columns):
-                chunk = chunks.column(number)
-                sizes[chunk.path_in_schema.partition(".")[0]] += chunk.total_uncompressed_size
+        sizes = sum(map(self._group_sizes, range(self._parquet.metadata.num_row_groups)), Counter[str]())
         tensors = set(_tensor_names(self._schema))
         return [
             field.name
@@ -146,10 +175,10 @@ class LatentTable:
         ]
 
 
+@_explained()
 def has_latents(uri: str, size_bytes: int, options: dict[str, Any]) -> bool:
     """Whether a Parquet file holds tensors rather than paths. Raises: TerminalError: it is damaged."""
-    with _explained():
-        return bool(_tensor_names(open_parquet(uri, size_bytes, options).parquet().schema_arrow))
+    return bool(_tensor_names(open_parquet(uri, size_bytes, options).parquet().schema_arrow))
 
 
 def _tensor_names(schema: pa.Schema) -> list[str]:
@@ -181,13 +210,3 @@ def _choose_key(schema: pa.Schema, key: str | None) -> str:
             f"tensors there: {', '.join(tensors) or 'none'}; say in input.key",
         )
     return tensors[0]
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except DatasetError as error:
-        raise damaged(str(error)) from error
-    except (pa.ArrowException, OSError, ValueError, OverflowError, KeyError) as error:
-        raise damaged(f"Parquet: {type(error).__name__}: {error}") from error
