@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from pipeline.service.account import Held
 from pipeline.service.errors import RequestError
 from pipeline.service.spool import SpooledVideo
 
@@ -20,14 +21,19 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 class WholeVideo(Response):
     """A whole video with its length and a strong ETag; answers Range, If-Range and If-None-Match.
 
-    The video is left when the answer ends, however it ends.
+    The video is left, and its memory given back, when the client has it all, or leaves.
+
+    Raises:
+        RequestError: 416; 429 or 413: there is no memory for it.
     """
 
-    def __init__(self, video: SpooledVideo, name: str, media_type: str, request_headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, video: SpooledVideo, media_type: str, request_headers: Mapping[str, str], take_memory: Callable[[int], Held]
+    ) -> None:
         self._video = video
         found = video.path.stat()
         # The name says latent, form and model; the time tells two makings of it apart, which may differ in bits.
-        etag = f'"{name[:16]}-{found.st_mtime_ns:x}-{found.st_size:x}"'
+        etag = f'"{video.name[:16]}-{found.st_mtime_ns:x}-{found.st_size:x}"'
         self._start, self._end = 0, found.st_size
         headers = {"etag": etag, "accept-ranges": "bytes", "cache-control": "private, no-cache"}
         status = 200
@@ -42,6 +48,7 @@ class WholeVideo(Response):
         if status != 304:
             headers["content-length"] = str(self._end - self._start)
         super().__init__(None, status, headers, media_type if status != 304 else None)
+        self._held = take_memory(self._end - self._start)
 
     def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
         super().init_headers(headers)
@@ -59,15 +66,18 @@ class WholeVideo(Response):
                     offset += len(data)
                     await send({"type": "http.response.body", "body": data, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await _wait_gone(receive)
         finally:
+            self._held.release()
             self._video.leave()
 
 
 class GrowingVideo(Response):
     """A video that is sent while it grows. Where it fails, the connection is cut: the answer is never ended properly."""
 
-    def __init__(self, video: SpooledVideo, media_type: str) -> None:
+    def __init__(self, video: SpooledVideo, media_type: str, held: Held) -> None:
         self._video = video
+        self._held = held
         super().__init__(None, 200, {"cache-control": "private, no-store"}, media_type)
         del self.headers["content-length"]
 
@@ -77,8 +87,16 @@ class GrowingVideo(Response):
             async for data in self._video.follow():
                 await send({"type": "http.response.body", "body": data, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await _wait_gone(receive)
         finally:
+            self._held.release()
             self._video.leave()
+
+
+async def _wait_gone(receive: Receive) -> None:
+    """Until the client has everything, which a server says by the same word as that it left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _tags(value: str) -> list[str]:

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from pipeline.config import Section, Settings, StorageOptions, VaeConfig
 
@@ -66,7 +66,7 @@ class ServiceConfig(Section):
     max_body_bytes: PositiveInt = 64 << 20
     """Size of one request's body."""
     memory_bytes: PositiveInt = 2 << 30
-    """Bodies and latents that one replica holds at a time; more are answered 429."""
+    """Bodies, latents and answers not yet taken that one replica's requests may hold; more are answered 429."""
     max_frames: PositiveInt = 1024
     """Frames of one video."""
     max_pixels: PositiveInt = 2048 * 1152
@@ -81,6 +81,12 @@ class ServiceConfig(Section):
     """Decoded videos kept for the next request, of all replicas of one machine. 0 keeps none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Of the service's own loggers."""
+
+    @model_validator(mode="after")
+    def _memory_holds_a_body(self) -> ServiceConfig:
+        if self.memory_bytes < self.max_body_bytes:
+            raise ValueError(f"memory_bytes is {self.memory_bytes}, but one body may have max_body_bytes, {self.max_body_bytes}")
+        return self
 
     @property
     def is_loopback(self) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -12,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from pipeline.engine import Engine, ModelInfo
+from pipeline.service.account import Held, MemoryAccount
 from pipeline.service.answers import GrowingVideo, WholeVideo
 from pipeline.service.config import ServiceConfig
 from pipeline.service.datasets import ServedDatasets
@@ -48,9 +48,9 @@ class DecoderService:
         self.ask_replicas: Callable[[], Awaitable[list[str]]] | None = None
         """Asks every replica, this one too, for its metrics. None: there is no other."""
         self._model = model
-        self._held_bytes = 0
+        self._account = MemoryAccount(limits.memory_bytes)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="request")
-        metrics.watch("latents_held_bytes", "Bodies and latents of requests.", lambda: self._held_bytes)
+        metrics.watch("latents_held_bytes", "Bodies, latents and answers.", lambda: self._account.held_bytes)
 
     async def run(self, call: Callable[[], T]) -> T:
         """Run what blocks in a thread of the service."""
@@ -59,9 +59,9 @@ class DecoderService:
     async def answer_upload(self, request: Request, wanted: DecodeParameters) -> Response:
         """The answer to a body with a latent."""
         headers = client_headers(request.scope)
-        with self._hold(_declared_length(headers, self.limits.max_body_bytes)):
+        with self._account.take(_declared_length(headers, self.limits.max_body_bytes)) as held:
             asked = await self._parse(await self._read_body(request), wanted)
-            return await self._answer(asked, headers)
+            return await self._answer(asked, headers, held)
 
     async def answer_sample(self, request: Request, name: str, sample_id: str, wanted: VideoParameters) -> Response:
         """The answer with a dataset's sample."""
@@ -80,7 +80,7 @@ class DecoderService:
         """The video of a body as its bytes come. Raises: RequestError."""
         if len(body) > self.limits.max_body_bytes:
             raise _too_large(len(body), self.limits.max_body_bytes)
-        with self._hold(len(body)):
+        with self._account.take(len(body)):
             video = await self._open(await self._parse(body, wanted))
             try:
                 async for data in video.follow():
@@ -101,14 +101,17 @@ class DecoderService:
     async def _parse(self, body: bytes, wanted: DecodeParameters) -> VideoRequest:
         return await self.run(lambda: read_request(body, wanted, self._model, self.limits))
 
-    async def _answer(self, asked: VideoRequest, headers: dict[str, str]) -> Response:
+    async def _answer(self, asked: VideoRequest, headers: dict[str, str], held: Held | None = None) -> Response:
         video = await self._open(asked)
         try:
             async with asyncio.timeout(self.limits.deadline_s):
                 await (video.wait_begun() if asked.stream else video.wait_whole())
+            if held is not None:
+                held.release()  # the latent is with the model, or past it
+            media_type = asked.format.media_type
             if not video.is_whole:
-                return GrowingVideo(video, asked.format.media_type)
-            return WholeVideo(video, video.name, asked.format.media_type, headers)
+                return GrowingVideo(video, media_type, self._account.take(asked.raw_bytes))
+            return WholeVideo(video, media_type, headers, self._account.take)
         except TimeoutError:
             video.leave()
             raise too_late(self.limits.deadline_s) from None
@@ -133,19 +136,6 @@ class DecoderService:
         except ClientDisconnect:
             raise RequestError(400, "cut_body", "the connection ended before the body did") from None
         return bytes(body)
-
-    @contextlib.contextmanager
-    def _hold(self, size_bytes: int) -> Iterator[None]:
-        """Account for a request's bytes. Raises: RequestError: 429: others hold too many."""
-        if self._held_bytes + size_bytes > max(self.limits.memory_bytes, self.limits.max_body_bytes):
-            raise RequestError(
-                429, "memory_full", f"requests hold {self._held_bytes} bytes now; try again when some are done", retry_after_s=2
-            )
-        self._held_bytes += size_bytes
-        try:
-            yield
-        finally:
-            self._held_bytes -= size_bytes
 
 
 def _declared_length(headers: dict[str, str], limit: int) -> int:

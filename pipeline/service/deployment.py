@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from ray.serve.config import BackpressureConfig
 from pipeline.engine import Engine, ModelInfo, best_device, describe_model, load_decoder
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.service.app import build_app
-from pipeline.service.config import ServerConfig
+from pipeline.service.config import ServerConfig, ServiceConfig
 from pipeline.service.core import DecoderService
 from pipeline.service.datasets import ServedDatasets
 from pipeline.service.gate import Gate, TokenDigests, read_token
@@ -31,6 +32,7 @@ DEPLOYMENT = "Decoder"
 _MAX_ONGOING = 1024
 _MIN_QUEUED = 64
 _METRICS_S = 5.0
+_ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(Error|Exception)\b.*: ")
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -133,34 +135,33 @@ def serving(
         cluster_ends: the caller ends the cluster right after, and Ray Serve with it.
 
     Raises:
-        ConfigError: there is no GPU; or others chose where this cluster listens, and there is no token.
+        ConfigError: there is no GPU; the port is taken; it runs already; or others chose where this cluster listens, and
+            there is no token.
         PipelineError: it does not start; with what Ray Serve says about it.
     """
     service = config.service
-    shares_serve = _is_serve_running()
-    if shares_serve and digests is None:
+    others = _find_applications()
+    if others is not None and digests is None:
         raise ConfigError(
             f"this cluster serves already, at an address that is not service.host; set {service.token_env} to a secret"
         )
+    if others is not None and service.name in others:
+        raise ConfigError(f"this cluster serves a {service.name} already; stop it, or choose another service.name")
     resources = plan_replicas(config)
     logging.getLogger("ray.serve").setLevel("WARNING")
     try:
-        serve.start(
-            proxy_location="HeadOnly" if service.is_loopback else "EveryNode",
-            http_options={"host": service.host, "port": service.port},
-            logging_config=_QUIET,
-        )
+        _start_serve(service)
         application = _build_deployment(config, resources).bind(config, resources, digests, load)
         try:
             serve.run(application, name=service.name, route_prefix="/", logging_config=_QUIET)
         except Exception as error:
-            raise PipelineError(f"the service does not start: {_explain(service.name) or error}") from error
+            raise PipelineError(f"the service does not start: {_explain(service.name) or _last_error(str(error))}") from error
         host = f"[{service.host}]" if ":" in service.host else service.host
         yield f"http://{host}:{service.port}/"
     finally:
         with contextlib.suppress(Exception):
             serve.delete(service.name)
-        if not shares_serve and not cluster_ends:
+        if others is None and not cluster_ends:
             serve.shutdown()
 
 
@@ -207,11 +208,29 @@ def _build_deployment(config: ServerConfig, resources: ReplicaResources) -> Any:
     )
 
 
-def _is_serve_running() -> bool:
+def _start_serve(service: ServiceConfig) -> None:
     try:
-        return bool(serve.status().proxies)
+        serve.start(
+            proxy_location="HeadOnly" if service.is_loopback else "EveryNode",
+            http_options={"host": service.host, "port": service.port},
+            logging_config=_QUIET,
+        )
+    except Exception as error:
+        if "Failed to bind" not in str(error):
+            raise PipelineError(f"Ray Serve does not start: {_last_error(str(error))}") from error
+        raise ConfigError(
+            f"service.host {service.host}, service.port {service.port}: cannot listen there; another program may, so choose "
+            "another service.port"
+        ) from error
+
+
+def _find_applications() -> set[str] | None:
+    """Names of what Ray Serve runs on this cluster; None: it does not run."""
+    try:
+        status = serve.status()
     except Exception:
-        return False
+        return None
+    return set(status.applications) if status.proxies else None
 
 
 def _explain(name: str) -> str:
@@ -220,5 +239,11 @@ def _explain(name: str) -> str:
         application = serve.status().applications[name]
     except Exception:
         return ""
-    texts = [application.message, *(deployment.message for deployment in application.deployments.values())]
-    return "; ".join(dict.fromkeys(text for text in texts if text))
+    texts = [*(deployment.message for deployment in application.deployments.values()), application.message]
+    return _last_error(next((text for text in texts if text), ""))
+
+
+def _last_error(text: str) -> str:
+    """Of a traceback the line that says what happened."""
+    lines = [line for line in text.splitlines() if _ERROR_LINE.match(line)]
+    return lines[-1] if lines else text

@@ -97,3 +97,8 @@ def load_fake(config: Any, resources: Any) -> Any:
     from pipeline.service.deployment import LoadedModel
 
     return LoadedModel(engine=FakeDecoder(chunk_s=0.02), info=MODEL, name="fake")
+
+
+def load_nothing(config: Any, resources: Any) -> Any:
+    """A model that does not load."""
+    raise ValueError("the weights are sour")

@@ -1,60 +1,25 @@
-"""The HTTP interface over a fake model, through a real server."""
+"""Decoding over HTTP with a fake model, through a real server."""
 
 from __future__ import annotations
 
 import io
-import threading
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import av
 import httpx
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.client import DecoderClient
 from pipeline.errors import TerminalError
-from pipeline.service.app import build_app
-from pipeline.service.errors import RequestError
 from tests.pipeline.fakes import ExhaustedError
-from tests.pipeline.service.conftest import TOKEN, running
+from tests.pipeline.service.asking import SCALE, Make, count_frames, decode, metric, reason, wait_until
 from tests.pipeline.service.fakes import FakeDecoder, make_body, make_latent
-
-SCALE = {"scale": "cogvideox-5b"}
-Make = Callable[..., httpx.Client]
-
-
-def decode(client: httpx.Client, body: bytes | None = None, **parameters: Any) -> httpx.Response:
-    return client.post("/v1/decode", params={**SCALE, **parameters}, content=make_body() if body is None else body)
-
-
-def count_frames(data: bytes) -> int:
-    with av.open(io.BytesIO(data)) as container:
-        return sum(1 for _ in container.decode(video=0))
-
-
-def reason(answer: httpx.Response) -> str:
-    error = answer.json()["error"]
-    assert error["detail"]
-    found: str = error["reason"]
-    return found
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(("frames", "expected"), [(1, 1), (3, 9), (4, 16), (13, 49)])
@@ -130,16 +95,6 @@ def test_requests_of_equal_shape_are_decoded_together(make_client: Make, engine:
         engine.gate.set()
         assert [answer.result().status_code for answer in [blocker, *answers]] == [200] * 6
     assert [len(batch) for batch in engine.batches] == [1, 3, 2]
-
-
-def metric(client: httpx.Client, name: str, **labels: str) -> float:
-    families = text_string_to_metric_families(client.get("/metrics", headers={"authorization": f"Bearer {TOKEN}"}).text)
-    return sum(
-        sample.value
-        for family in families
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
 
 
 BAD_PARAMETERS: list[tuple[dict[str, Any], str]] = [
@@ -247,17 +202,36 @@ def test_a_full_queue_answers_429_with_a_time_and_serves_again_later(make_client
 
 
 def test_requests_over_the_memory_limit_are_told_to_come_again(make_client: Make, engine: FakeDecoder) -> None:
-    size = len(make_body())
-    client = make_client(memory_bytes=size + 10, max_body_bytes=size)
+    shape = (16, 13, 4, 6)
+    size = len(make_body(shape=shape))
+    client = make_client(memory_bytes=2 * size - 1, max_body_bytes=size)
     engine.gate.clear()
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(decode, client, make_body(0))
+        first = pool.submit(decode, client, make_body(0, shape), crf=51)
         wait_until(lambda: bool(engine.batches))
-        refused = decode(client, make_body(1))
+        refused = decode(client, make_body(1, shape))
         assert (refused.status_code, reason(refused)) == (429, "memory_full")
         engine.gate.set()
         assert first.result().status_code == 200
     wait_until(lambda: metric(client, "latents_held_bytes") == 0)
+
+
+def test_an_answer_counts_as_held_until_its_client_has_it(make_client: Make) -> None:
+    client = make_client(memory_bytes=5 << 20, max_body_bytes=1 << 20)
+    body = make_body(shape=(16, 5, 40, 60))
+    large = {**SCALE, "container": "mkv"}
+    with client.stream("POST", "/v1/decode", params=large, content=body) as answer:
+        size = int(answer.headers["content-length"])
+        assert size > 2 << 20  # more than sockets hold
+        pieces = answer.iter_raw(1000)
+        next(pieces)
+        time.sleep(0.2)
+        assert metric(client, "latents_held_bytes") == size
+        refused = client.post("/v1/decode", params=large, content=body)
+        assert (refused.status_code, reason(refused)) == (429, "memory_full")
+        assert sum(map(len, pieces)) == size - 1000
+    wait_until(lambda: metric(client, "latents_held_bytes") == 0)
+    assert client.post("/v1/decode", params=large, content=body).status_code == 200
 
 
 def test_a_request_past_its_deadline_is_answered_408(make_client: Make, engine: FakeDecoder) -> None:
@@ -350,208 +324,3 @@ def test_a_model_never_waits_for_a_slow_client(make_client: Make, engine: FakeDe
         assert decode(client, make_body(7)).status_code == 200
         data += b"".join(pieces)
     assert count_frames(data) == 49
-
-
-# --- datasets
-
-
-def test_datasets_are_described(client: httpx.Client) -> None:
-    (described,) = client.get("/v1/datasets").json()["datasets"]
-    assert (described["name"], described["num_samples"], described["buckets"]) == ("clips", 12, {"49x64x96@8": 12})
-    assert (described["model"], described["has_first_frame"]) == ("cogvideox-5b", True)
-    assert {"caption", "psnr", "source_uri"} <= set(described["columns"])
-
-
-def ids(client: httpx.Client, **query: Any) -> list[str]:
-    answer = client.get("/v1/datasets/clips/samples", params=query)
-    assert answer.status_code == 200, answer.text
-    return [sample["id"] for sample in answer.json()["samples"]]
-
-
-def test_samples_come_in_pages_that_add_up(client: httpx.Client) -> None:
-    everything = ids(client)
-    assert len(everything) == 12
-    assert [found for offset in (0, 5, 10) for found in ids(client, offset=offset, limit=5)] == everything
-    page = client.get("/v1/datasets/clips/samples", params={"offset": 10, "limit": 5}).json()
-    assert (page["total"], page["offset"], page["limit"], len(page["samples"])) == (12, 10, 5, 2)
-    assert set(page["samples"][0]) == {"id", "bucket_key", "num_frames", "height", "width", "fps", "caption", "source_uri"}
-
-
-def test_samples_are_found_by_caption_bucket_and_conditions(client: httpx.Client) -> None:
-    assert ids(client, caption="CAPTION 11") == ["sample-0011"]
-    assert ids(client, filter=["psnr>33", "psnr<=38"]) == ["sample-0004", "sample-0006", "sample-0008"]
-    assert len(ids(client, bucket="49x64x96@8")) == 12
-    assert ids(client, caption="caption 1", filter="frame_start>=10") == ["sample-0010", "sample-0011"]
-
-
-@pytest.mark.parametrize(
-    ("query", "status", "expected"),
-    [
-        ({"filter": "nonsense"}, 422, "bad_filter"),
-        ({"filter": "psnr>many"}, 422, "bad_filter"),
-        ({"filter": "vae_latent_bytes=1"}, 422, "no_column"),
-        ({"bucket": "9x9x9@9"}, 422, "no_bucket"),
-        ({"limit": "0"}, 422, "bad_parameter"),
-        ({"limit": "100000"}, 422, "bad_parameter"),
-        ({"offset": "-1"}, 422, "bad_parameter"),
-        ({"ofset": "1"}, 422, "bad_parameter"),
-    ],
-)
-def test_a_bad_query_is_refused(client: httpx.Client, query: dict[str, str], status: int, expected: str) -> None:
-    answer = client.get("/v1/datasets/clips/samples", params=query)
-    assert (answer.status_code, reason(answer)) == (status, expected)
-
-
-def test_a_sample_shows_its_columns_without_bytes_and_without_nan(client: httpx.Client) -> None:
-    sample = client.get("/v1/datasets/clips/samples/sample-0003").json()
-    assert sample["latent"] == {"shape": [16, 13, 8, 12], "dtype": "bfloat16"}
-    assert (sample["columns"]["caption"], sample["columns"]["psnr"], sample["has_first_frame"]) == ("caption 3", None, True)
-
-
-def test_a_stored_latent_and_first_frame_come_as_they_are_stored(client: httpx.Client) -> None:
-    data = client.get("/v1/datasets/clips/samples/sample-0003/latent").content
-    latent = safetensors.torch.load(data)["latent"]
-    assert (tuple(latent.shape), latent.dtype) == ((16, 13, 8, 12), torch.bfloat16)
-    frame = client.get("/v1/datasets/clips/samples/sample-0003/frame.png")
-    assert (frame.headers["content-type"], frame.content[:4], len(frame.content)) == ("image/png", b"\x89PNG", 107)
-
-
-def test_a_sample_and_its_latent_posted_are_one_video(client: httpx.Client, engine: FakeDecoder) -> None:
-    video = client.get("/v1/datasets/clips/samples/sample-0003/video")
-    posted = decode(client, client.get("/v1/datasets/clips/samples/sample-0003/latent").content, scale="none")
-    assert count_frames(video.content) == 49
-    assert (posted.content, posted.headers["etag"]) == (video.content, video.headers["etag"])
-    assert len(engine.batches) == 1
-
-
-@pytest.mark.parametrize(
-    "path", ["samples/nope", "samples/nope/video", "samples/nope/latent", "samples/nope/frame.png", "samples/%00"]
-)
-def test_a_sample_that_is_not_there_is_a_404(client: httpx.Client, path: str) -> None:
-    answer = client.get(f"/v1/datasets/clips/{path}")
-    assert (answer.status_code, reason(answer)) == (404, "no_sample")
-
-
-def test_a_dataset_of_another_program_is_shown_by_the_ids_it_is_given(make_service: Any, tmp_path: Path) -> None:
-    latent = np.zeros((16, 3, 4, 6), np.float32)
-    columns = {
-        "vae_latent_bytes": [latent.tobytes()] * 3,
-        "vae_latent_shape": [[16, 3, 4, 6]] * 3,
-        "vae_latent_dtype": ["float32"] * 3,
-    }
-    (tmp_path / "foreign" / "part").mkdir(parents=True)
-    pq.write_table(pa.table({**columns, "caption": ["a", "b", "c"]}), tmp_path / "foreign" / "part" / "0.parquet")
-    service = make_service(datasets={"foreign": str(tmp_path / "foreign")})
-    with running(build_app(service)) as url, DecoderClient(url) as client:
-        found = list(client.samples("foreign", caption="b"))
-        assert [sample["id"] for sample in found] == ["part/0.parquet#1"]
-        assert found[0]["num_frames"] is None
-        assert client.sample("foreign", "part/0.parquet#1")["columns"]["caption"] == "b"
-        assert count_frames(client.video("foreign", "part/0.parquet#1")) == 9
-        with pytest.raises(RequestError, match="no first frames"):
-            client.first_frame("foreign", "part/0.parquet#1")
-
-
-def test_a_dataset_that_is_not_there_is_a_404_that_names_those_there_are(client: httpx.Client) -> None:
-    answer = client.get("/v1/datasets/other/samples")
-    assert (answer.status_code, reason(answer)) == (404, "no_dataset")
-    assert "clips" in answer.json()["error"]["detail"]
-
-
-VIDEO = "/v1/datasets/clips/samples/sample-0001/video"
-
-
-@pytest.mark.parametrize(
-    ("asked", "start", "end"),
-    [("bytes=0-", 0, None), ("bytes=10-19", 10, 20), ("bytes=-5", -5, None), ("bytes=5-999999999", 5, None), ("bytes=0-0", 0, 1)],
-)
-def test_a_range_is_that_part_of_the_video(client: httpx.Client, asked: str, start: int, end: int | None) -> None:
-    whole = client.get(VIDEO)
-    assert whole.headers["accept-ranges"] == "bytes"
-    part = client.get(VIDEO, headers={"range": asked})
-    assert (part.status_code, part.content) == (206, whole.content[start:end])
-    first = start % len(whole.content)
-    assert part.headers["content-range"] == f"bytes {first}-{first + len(part.content) - 1}/{len(whole.content)}"
-
-
-@pytest.mark.parametrize("asked", ["bytes=0-1,5-6", "bytes=-", "bytes=a-b", "lines=0-1", "bytes=9-3"])
-def test_a_range_that_cannot_be_answered_alone_gives_everything(client: httpx.Client, asked: str) -> None:
-    answer = client.get(VIDEO, headers={"range": asked})
-    assert answer.status_code == 200
-    assert count_frames(answer.content) == 49
-
-
-def test_a_range_behind_the_end_is_416(client: httpx.Client) -> None:
-    assert client.get(VIDEO, headers={"range": "bytes=99999999-"}).status_code == 416
-
-
-def test_a_known_etag_is_not_sent_again_and_a_changed_one_gives_everything(client: httpx.Client) -> None:
-    etag = client.get(VIDEO).headers["etag"]
-    again = client.get(VIDEO, headers={"if-none-match": etag})
-    assert (again.status_code, again.content) == (304, b"")
-    assert client.get(VIDEO, headers={"range": "bytes=0-1", "if-range": etag}).status_code == 206
-    assert client.get(VIDEO, headers={"range": "bytes=0-1", "if-range": '"other"'}).status_code == 200
-
-
-# --- who is let in, and pages
-
-
-def test_with_a_token_only_who_has_it_is_let_in_and_probes(make_client: Make) -> None:
-    client = make_client(token=TOKEN)
-    for path in ("/v1/datasets", VIDEO, "/metrics"):
-        assert client.get(path).status_code == 401
-        assert client.get(path, headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
-    assert decode(client).status_code == 401
-    assert [client.get(path).status_code for path in ("/healthz", "/readyz", "/docs", "/openapi.json")] == [200] * 4
-
-
-def test_a_session_cookie_lets_a_page_in(make_client: Make) -> None:
-    client = make_client(token=TOKEN)
-    assert client.post("/v1/session", headers={"authorization": "Bearer wrong-token-of-some-length"}).status_code == 401
-    answer = client.post("/v1/session", headers={"authorization": f"Bearer {TOKEN}"})
-    assert answer.status_code == 204
-    cookie = answer.headers["set-cookie"].lower()
-    assert "httponly" in cookie
-    assert "samesite=strict" in cookie
-    assert client.get("/v1/datasets").status_code == 200
-    client.cookies.clear()
-    assert client.get("/v1/datasets").status_code == 401
-
-
-def test_another_name_for_this_machine_is_refused_without_a_token(client: httpx.Client) -> None:
-    answer = client.get("/v1/datasets", headers={"host": "evil.example"})
-    assert (answer.status_code, reason(answer)) == (403, "other_host")
-
-
-def test_pages_load_nothing_from_elsewhere(client: httpx.Client) -> None:
-    for path in ("/docs", "/"):
-        answer = client.get(path)
-        assert "default-src 'none'" in answer.headers["content-security-policy"]
-        assert "http://" not in answer.text.replace("http://www.w3.org/2000/svg", "")
-        assert "https://" not in answer.text
-    assert "/v1/decode" in client.get("/docs").text
-    assert "/v1/decode" in client.get("/openapi.json").json()["paths"]
-
-
-@pytest.mark.parametrize("path", ["/nothing", "/v1/nothing/at/all", "/../etc/passwd", "/config.py"])
-def test_what_is_not_there_is_a_404_in_json(client: httpx.Client, path: str) -> None:
-    assert reason(client.get(path)) == "no_page"
-
-
-def test_metrics_count_by_route_never_by_address(client: httpx.Client) -> None:
-    decode(client)
-    client.get("/v1/datasets/clips/samples/sample-0003")
-    client.get("/v1/x/y/z")
-    assert metric(client, "latents_requests_total", route="/v1/decode", status="200", replica="replica-1") == 1
-    assert metric(client, "latents_requests_total", route="/v1/datasets/{name}/samples/{sample_id:path}") == 1
-    assert metric(client, "latents_decoded_frames_total") == 9
-    assert "y/z" not in client.get("/metrics").text
-
-
-def test_closing_answers_what_waits(make_service: Any, engine: FakeDecoder) -> None:
-    service = make_service()
-    engine.gate.clear()
-    threading.Timer(0.2, engine.gate.set).start()
-    service.close()
-    with pytest.raises(RuntimeError):
-        service.decoder.check_health()
