@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 	@echo "== demo: encoding the clips in configs/quickstart/clips"
 	@rm -rf demo
 	@$(BIN)/python jobs/encode_dataset.py --config configs/quickstart.yaml --output.uri demo/latents
-	@echo "== demo: reading the dataset back and decoding a latent"
+	@echo "== demo: reading the dataset back"
 	@$(BIN)/python jobs/show_dataset.py demo/latents
 	@echo "== demo: decoding its latents to videos"
 	@$(BIN)/python jobs/decode_latents.py --input.uri demo/latents --output.uri demo/videos \
