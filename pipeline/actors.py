@@ -5,6 +5,7 @@ What an actor does with a shard is its worker's part. Everything that can be tes
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -48,12 +49,17 @@ def get_result(ref: ObjectRef) -> Any:
     """Wait for a task's result. Raises: TransientError: it is lost with its worker or node."""
     try:
         return ray.get(ref)
-    except LOST_TASK as error:
-        raise TransientError(f"a task was interrupted: {type(error).__name__}: {error}") from error
-    except RayTaskError as error:
-        if isinstance(error.cause, TransientError):
-            raise error.cause from None
-        raise
+    except (*LOST_TASK, RayTaskError) as error:
+        raise as_own_error(error) from None
+
+
+def as_own_error(error: Exception) -> Exception:
+    """What a task's failure means: ``TransientError`` where the surroundings failed, else the error itself."""
+    if isinstance(error, LOST_TASK):
+        return TransientError(f"a task was interrupted: {type(error).__name__}: {error}")
+    if isinstance(error, RayTaskError) and isinstance(error.cause, TransientError):
+        return error.cause
+    return error
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,7 +71,7 @@ class Progress:
     busy_s: float = 0.0
     """Time the model was at work."""
     waited_s: float = 0.0
-    """Time the model stood idle although a shard was there: its input was not here yet."""
+    """Time the model stood idle although a shard was there: its input was not here yet, or its output not taken."""
     attempt_at_work: str | None = None
 
 
@@ -80,6 +86,13 @@ class Meter:
         with self._lock:
             self.progress.clips += clips
             self.progress.frames += frames
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Book the time inside as waited."""
+        mark = time.monotonic()
+        yield
+        self.progress.waited_s += time.monotonic() - mark
 
     def timed(self, inputs: Iterable[T]) -> Iterator[T]:
         """Pass a shard's inputs on and book the time that was waited for each."""

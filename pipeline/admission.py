@@ -50,7 +50,7 @@ def check_recipe(storage: Storage, generations: list[Generation], recipe: Recipe
         if generation.recipe_fingerprint != recipe.fingerprint:
             raise RunRefusedError(
                 f"{storage.uri} was begun with recipe {generation.recipe_fingerprint}, this run has {recipe.fingerprint} "
-                f"({recipe.differences(generation.recipe)}). Latents of two recipes do not mix: choose another output.uri"
+                f"({recipe.differences(generation.recipe)}). Results of two recipes do not mix: choose another output.uri"
             )
 
 
@@ -66,8 +66,8 @@ def check_settings(storage: Storage, generations: list[Generation], config: JobC
         if planned.get(name) != value
     )
     raise RunRefusedError(
-        f"{storage.uri} was planned with other settings ({differences}), and its plan stands. To plan further videos with "
-        "the new settings add --append; to plan the same videos anew choose another output.uri"
+        f"{storage.uri} was planned with other settings ({differences}), and its plan stands. To plan what is new in the "
+        "input with the new settings add --append; to plan the same anew choose another output.uri"
     )
 
 

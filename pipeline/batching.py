@@ -46,6 +46,8 @@ class BatchRunner(Generic[Item, Payload, Result]):
     batch_size: int
     is_retry: bool
     """On a second attempt an item that raises is found by running its batch one by one, and quarantined."""
+    blame_memory: bool = False
+    """Quarantine an item that alone needs more memory than there is, rather than fail with all of its shape."""
 
     def run(self, items: Iterable[tuple[Item, Payload | TerminalError]]) -> Iterator[list[Outcome[Item, Payload, Result]]]:
         """Yield what became of every item, batch by batch; of one that has no payload at once."""
@@ -80,7 +82,8 @@ class BatchRunner(Generic[Item, Payload, Result]):
 
     def _run_one_by_one(self, batch: list[tuple[Item, Payload]], error: Exception) -> list[Result | TerminalError]:
         """What a failed batch still gives: a smaller batch when memory ran out, blame on a second attempt."""
-        if not self.is_retry and (len(batch) == 1 or not self.is_out_of_memory(error)):
+        may_go_on = self.is_retry or self.blame_memory or (len(batch) > 1 and self.is_out_of_memory(error))
+        if not may_go_on:
             raise error
         logger.warning("batch failed size=%d error=%s; running one by one", len(batch), error)
         results: list[Result | TerminalError] = []
@@ -88,8 +91,14 @@ class BatchRunner(Generic[Item, Payload, Result]):
             try:
                 results += self.forward([payload])
             except Exception as alone:
-                # A lack of memory is never the item's: others of its shape need as much.
-                if not self.is_retry or self.is_out_of_memory(alone) or not self._model_works(payload):
+                if self.is_out_of_memory(alone):
+                    if not self.blame_memory:
+                        raise
+                    results.append(
+                        TerminalError(self.stage, "out_of_memory", f"alone it needs more memory than there is: {alone}")
+                    )
+                    continue
+                if not self.is_retry or not self._model_works(payload):
                     raise
                 results.append(TerminalError.unexpected(self.stage, alone))
         return results

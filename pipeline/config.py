@@ -182,7 +182,7 @@ class ClusterConfig(Section):
 
 
 class RunControlConfig(Section):
-    """One invocation: none of these changes a latent."""
+    """One invocation: none of these changes a result."""
 
     append: bool = False
     """List the input again and add what is new as a further generation. Also written --append."""

@@ -13,8 +13,9 @@ import ray
 import torch
 import xxhash
 from ray import ObjectRef
+from ray.exceptions import RayTaskError, WorkerCrashedError
 
-from pipeline.actors import Meter, get_result
+from pipeline.actors import LOST_TASK, Meter, as_own_error
 from pipeline.batching import BatchRunner, Outcome
 from pipeline.dataset.ordered_map import ordered_map
 from pipeline.decode_config import DecodeRunConfig
@@ -27,34 +28,28 @@ from pipeline.schedule import Lease
 from pipeline.sink import FrameSink
 from pipeline.storage import Storage
 from pipeline.types import Frames, Rejection, ShardSummary
-from pipeline.video_writer import VideoFormat, encode_video, png_frames
+from pipeline.video_writer import VideoFormat, encode_video
 from pipeline.videos.record import VIDEO_FOLDER, VideoRecord, commit_videos
 
 logger = logging.getLogger(__name__)
 
 _READ_THREADS = 8
 
-Latent = TerminalError | torch.Tensor
-Written = VideoRecord | TerminalError
+Read = torch.Tensor | TerminalError
 
 
 @ray.remote(num_cpus=1, max_retries=0)
-def write_video(frames: Frames, planned: PlannedLatent, degraded: str | None, format: VideoFormat, storage: Storage) -> Written:
+def write_video(
+    frames: Frames, planned: PlannedLatent, degraded: str | None, format: VideoFormat, storage: Storage
+) -> VideoRecord | TerminalError:
     """Encode one video and put it under its name, unless it stands there."""
     try:
-        if format.container == "png":
-            files = [(f"{VIDEO_FOLDER}/{planned.name}/{name}", data) for name, data in png_frames(frames)]
-            path = f"{VIDEO_FOLDER}/{planned.name}"
-        else:
-            path = f"{VIDEO_FOLDER}/{planned.name}{format.suffix}"
-            files = [(path, encode_video(frames, planned.fps, format))]
+        data = encode_video(frames, planned.fps, format)
     except ValueError as error:
-        return TerminalError("write", "cannot_be_written", f"{planned.name}: {error}")
-    hasher, size_bytes = xxhash.xxh3_128(), 0
-    for name, data in files:
-        standing = data if storage.put_if_absent(name, data) else storage.read(name)
-        hasher.update(standing)
-        size_bytes += len(standing)
+        return TerminalError("write", "cannot_be_written", str(error))
+    path = f"{VIDEO_FOLDER}/{planned.name}{format.suffix}"
+    if not storage.put_if_absent(path, data):
+        data = storage.read(path)  # another attempt's, which may differ in its last bits
     return VideoRecord(
         name=planned.name,
         path=path,
@@ -67,8 +62,8 @@ def write_video(frames: Frames, planned: PlannedLatent, degraded: str | None, fo
         height=frames.shape[1],
         width=frames.shape[2],
         fps=planned.fps,
-        size_bytes=size_bytes,
-        xxh3=hasher.hexdigest(),
+        size_bytes=len(data),
+        xxh3=xxhash.xxh3_128_hexdigest(data),
         degraded=degraded,
         columns=planned.columns,
     )
@@ -88,37 +83,42 @@ class DecodeWorker:
     """Decodes shards of latents to videos. Implements ``actors.Worker``."""
 
     def __init__(self, spec: DecodeSpec, meter: Meter) -> None:
-        source, output = spec.config.input, spec.config.output
+        output = spec.config.output
         self.spec = spec
         self.meter = meter
         self.storage = Storage(output.uri, output.storage_options)
         self.engine = spec.make_engine()
-        self._reader = LatentReader(source.storage_options, source.max_file_bytes)
 
     @contextlib.contextmanager
     def open(self, lease: Lease) -> Iterator[DecodeJob]:
         """As ``Worker.open``: the shard's latents are read ahead."""
+        source = self.spec.config.input
         items = read_items(self.storage, lease.shard, LATENT_ROWS)
-        read = partial(self._read, is_retry=lease.attempt > 1)
-        latents = ordered_map(read, items, _READ_THREADS)
-        with contextlib.closing(latents):  # type: ignore[type-var]  # a generator, whose reads end with it
+        # A reader of its own: two shards that share one would take each other's open file away.
+        reader = LatentReader(source.storage_options, source.max_file_bytes)
+        latents = ordered_map(partial(_read, reader, is_retry=lease.attempt > 1), items, _READ_THREADS)
+        with contextlib.ExitStack() as held:
+            held.callback(latents.close)  # type: ignore[attr-defined]  # a generator, whose reads end with it
             first = next(latents)  # reading begins here, before the model is free
-            yield DecodeJob(self, lease, chain([first], latents))
+            job = DecodeJob(self, lease, chain([first], latents))
+            held.callback(job.close)
+            yield job
 
     def start_writing(self, planned: PlannedLatent, degraded: str | None, frames: ObjectRef) -> ObjectRef:
         return write_video.remote(frames, planned, degraded, self.spec.config.video_format, self.storage)
 
-    def _read(self, planned: PlannedLatent, *, is_retry: bool) -> tuple[PlannedLatent, Latent]:
-        try:
-            return planned, self._reader.read(planned)
-        except TerminalError as error:
-            return planned, error
-        except TransientError:
+
+def _read(reader: LatentReader, planned: PlannedLatent, *, is_retry: bool) -> tuple[PlannedLatent, Read]:
+    try:
+        return planned, reader.read(planned)
+    except TerminalError as error:
+        return planned, error
+    except TransientError:
+        raise
+    except Exception as error:
+        if not is_retry:
             raise
-        except Exception as error:
-            if not is_retry:
-                raise
-            return planned, TerminalError.unexpected("read", error)
+        return planned, TerminalError.unexpected("read", error)
 
 
 @dataclass(slots=True)
@@ -127,14 +127,14 @@ class DecodeJob:
 
     worker: DecodeWorker
     lease: Lease
-    latents: Iterator[tuple[PlannedLatent, Latent]]
-    _sink: FrameSink[PlannedLatent, Written] = field(init=False)
+    latents: Iterator[tuple[PlannedLatent, Read]]
+    _sink: FrameSink[PlannedLatent, VideoRecord] = field(init=False)
     _rejections: list[Rejection] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         # Two attempts may be at work, one decoding and one finishing its videos: half of the budget each.
         budget = self.worker.spec.frame_budget_bytes // 2
-        self._sink = FrameSink(put=ray.put, wait=get_result, budget_bytes=budget)
+        self._sink = FrameSink(put=ray.put, wait=_wait_written, cancel=ray.cancel, budget_bytes=budget)
 
     def run(self) -> None:
         engine, work = self.worker.engine, self.worker.spec.config.work
@@ -145,6 +145,8 @@ class DecodeJob:
             is_out_of_memory=engine.is_out_of_memory,
             batch_size=work.batch_size,
             is_retry=self.lease.attempt > 1,
+            # Shapes come from the input, one by one: what does not fit must not keep the rest from being finished.
+            blame_memory=self.lease.attempt == work.max_attempts,
         )
         for outcomes in runner.run(self.worker.meter.timed(self.latents)):
             for outcome in outcomes:
@@ -177,11 +179,17 @@ class DecodeJob:
             self._reject(planned, result)
             self.worker.meter.add(1, 0)
             return
-        self._sink.add(planned, result, partial(self.worker.start_writing, planned, outcome.degraded))
+        with self.worker.meter.waiting():
+            self._sink.add(planned, result, partial(self.worker.start_writing, planned, outcome.degraded))
         self.worker.meter.add(1, len(result))
 
+    def close(self) -> None:
+        """Give up the videos that are still being written."""
+        self._sink.close()
+
     def _reject(self, planned: PlannedLatent, error: TerminalError) -> None:
-        logger.warning("quarantined uri=%s reason=%s detail=%s", planned.uri, error.reason, error.detail)
+        detail = error.detail.removeprefix(f"{planned.uri}: ")
+        logger.warning("quarantined uri=%s reason=%s detail=%s", planned.uri, error.reason, detail)
         self._rejections.append(
             Rejection(
                 sample_id=planned.sample_id,
@@ -191,6 +199,17 @@ class DecodeJob:
                 status="quarantined",
                 stage=error.stage,
                 reason=error.reason,
-                detail=error.detail,
+                detail=f"{planned.place}: {detail}",
             )
         )
+
+
+def _wait_written(task: ObjectRef) -> VideoRecord | TerminalError:
+    """Raises: WorkerCrashedError: the writer died; more than twice with one clip, and the clip is to blame."""
+    try:
+        written: VideoRecord | TerminalError = ray.get(task)
+        return written
+    except WorkerCrashedError:
+        raise
+    except (*LOST_TASK, RayTaskError) as error:
+        raise as_own_error(error) from None

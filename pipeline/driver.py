@@ -176,7 +176,7 @@ class Run:
         finally:
             pool.close()
         done = pool.progress()
-        logger.info("model busy_s=%.1f waited_for_input_s=%.1f frames=%d", done.busy_s, done.waited_s, done.frames)
+        logger.info("model busy_s=%.1f waited_s=%.1f frames=%d", done.busy_s, done.waited_s, done.frames)
         return schedule.given_up
 
     def _drive(self, schedule: Schedule, pool: ActorPool, progress: ProgressReport) -> None:

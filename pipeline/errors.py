@@ -5,7 +5,7 @@
     ├── RunRefusedError    this run must not start on this output          -> exit code 2
     ├── StoppedError       somebody asked the run to stop                  -> exit code 4
     ├── TransientError     storage, preemption, a lost worker              -> retried with backoff
-    ├── TerminalError      this clip cannot be encoded                     -> quarantined
+    ├── TerminalError      this clip cannot be encoded or decoded          -> quarantined
     └── DatasetError       a dataset is incomplete, damaged or foreign     -> raised to the reader
 
 Every class keeps its constructor arguments in ``args``, so that it survives pickling through Ray.
@@ -37,10 +37,10 @@ class TransientError(PipelineError):
 
 
 class TerminalError(PipelineError):
-    """This one clip cannot be encoded, however often it is tried.
+    """This one clip cannot be encoded or decoded, however often it is tried.
 
     Args:
-        stage: where it was found: ``probe``, ``plan``, ``fetch``, ``read``, ``decode`` or ``encode``.
+        stage: where it was found: ``probe``, ``plan``, ``fetch``, ``read``, ``decode``, ``encode`` or ``write``.
         reason: a short code to count by, such as ``not_a_video``.
         detail: one sentence for a person: what happened, what was expected, what to do.
     """

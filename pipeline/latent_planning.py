@@ -29,6 +29,9 @@ class LatentPlanner(Planner[ProbedLatents, PlannedLatent]):
     def rows(self) -> RowFormat[PlannedLatent]:
         return LATENT_ROWS
 
+    def fixed_columns(self, earlier: list[Generation]) -> None:
+        """None: columns end up in JSON, and each generation has its own."""
+
     @property
     def probe_settings(self) -> str:
         config = self.config.input
@@ -49,7 +52,8 @@ class LatentPlanner(Planner[ProbedLatents, PlannedLatent]):
 
     def find(self, listed: Iterator[SourceItem], earlier: list[Generation]) -> list[ProbedLatents]:
         """Every file: which of its clips are new depends on the selection, which may be another one now."""
-        items = list(listed)
+        own = f"{self.storage.uri}/"  # an output inside the input is no input
+        items = [item for item in listed if not item.uri.startswith(own)]
         return list(self.probe_all(len(earlier), items)) if items else []
 
     def plan(self, found: list[ProbedLatents], earlier: list[Generation]) -> Iterator[PlannedLatent | Rejection]:
@@ -63,7 +67,28 @@ class LatentPlanner(Planner[ProbedLatents, PlannedLatent]):
         selection = self.config.input.model_copy(update={"limit": None})
         # To the end, whatever the limit: only there it is known whether the settings name what is nowhere.
         planned = list(plan_latents(found, selection, self.recipe.fingerprint, self.config.output.fps, names))
-        return islice((item for item in planned if item.sample_id not in known), self.config.input.limit)
+        new = (self._check_size(item) for item in planned if item.sample_id not in known)
+        return islice(new, self.config.input.limit)
+
+    def _check_size(self, item: PlannedLatent | Rejection) -> PlannedLatent | Rejection:
+        """Shapes come from the input: one that no memory holds would be tried again and again."""
+        if isinstance(item, Rejection):
+            return item
+        limits, side = self.config.decode, self.model.spatial_ratio
+        height, width = item.shape[2] * side, item.shape[3] * side
+        if item.num_frames <= limits.max_frames and height * width <= limits.max_pixels:
+            return item
+        return Rejection(
+            sample_id=item.sample_id,
+            uri=item.uri,
+            frame_start=0,
+            frame_end=item.num_frames,
+            status="quarantined",
+            stage="plan",
+            reason="too_large",
+            detail=f"{item.place}: a video of {item.num_frames} frames of {height}x{width}; decode.max_frames is "
+            f"{limits.max_frames}, decode.max_pixels {limits.max_pixels}",
+        )
 
     def to_json(self, found: ProbedLatents) -> dict[str, Any]:
         return found.dump()

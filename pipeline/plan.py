@@ -207,7 +207,7 @@ def group_into_shards(
     total = sum(len(members) for members in by_shape.values())
     shards: list[PlannedShard[Item]] = []
     for key, members in sorted(by_shape.items()):
-        by_size = math.ceil(len(members) * item_bytes(members[0]) / shard_bytes)
+        by_size = min(len(members), math.ceil(len(members) * item_bytes(members[0]) / shard_bytes))
         by_share = min(len(members), math.ceil(MIN_SHARDS * len(members) / total))
         for part in _split_evenly(members, max(by_size, by_share)):
             index = len(shards)

@@ -56,6 +56,10 @@ class Planner(ABC, Generic[Found, Item]):
     def rows(self) -> RowFormat[Item]:
         """How items stand in the plan."""
 
+    def fixed_columns(self, earlier: list[Generation]) -> pa.Schema | None:
+        """Types of the columns that pass through, as the first generation fixed them for the whole output."""
+        return earlier[0].columns if earlier else None
+
     @property
     def probe_settings(self) -> str:
         """The settings that decide what probing finds."""
@@ -109,7 +113,7 @@ class Planner(ABC, Generic[Found, Item]):
         if not items and not rejections:
             return None
         values = [file.columns for file in found] + [item.columns for item in items]
-        columns = column_schema(values, listing.schema, earlier[0].columns if earlier else None)
+        columns = column_schema(values, listing.schema, self.fixed_columns(earlier))
         return self._publish(len(earlier), items, rejections, columns)
 
     def _publish(self, number: int, items: list[Item], rejections: list[Rejection], columns: pa.Schema) -> Generation:

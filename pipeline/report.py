@@ -69,7 +69,7 @@ def _write_page(
 ) -> None:
     left_out = pq.ParquetFile(io.BytesIO(storage.read(QUARANTINE_PATH)))
     first = next(left_out.iter_batches(MOST_REJECTIONS), None)
-    details = {row["uri"]: row["detail"] for row in first.to_pylist()} if first is not None else {}
+    details = [(row["uri"], row["detail"]) for row in first.to_pylist()] if first is not None else []
     counts = {
         "planned": account.planned,
         "written": account.written,
@@ -94,12 +94,15 @@ def _figure(video: VideoRecord) -> str:
     address = escape(quote(video.path))
     if address.endswith((".mp4", ".mkv")):
         picture = f'<video src="{address}" controls loop muted preload="metadata"></video>'
+    elif address.endswith(".webp"):
+        picture = f'<img src="{address}" loading="lazy" alt="">'
     else:
-        picture = f'<img src="{address if address.endswith(".webp") else address + "/00000.png"}" loading="lazy" alt="">'
+        picture = f'<a href="{address}">frames</a>'
     size = f"{video.num_frames} frames, {video.width}x{video.height}, {video.fps:g} fps"
     return f"<figure>{picture}<figcaption>{escape(video.name)}<br>{size}</figcaption></figure>"
 
 
-def _table(rows: Mapping[str, object]) -> str:
-    cells = "".join(f"<tr><th>{escape(name)}</th><td class=n>{escape(str(value))}</td></tr>" for name, value in rows.items())
+def _table(rows: Mapping[str, object] | list[tuple[str, object]]) -> str:
+    pairs = rows if isinstance(rows, list) else rows.items()
+    cells = "".join(f"<tr><th>{escape(name)}</th><td class=n>{escape(str(value))}</td></tr>" for name, value in pairs)
     return f"<table>{cells}</table>"

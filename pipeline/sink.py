@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from pipeline.errors import TransientError
+from pipeline.errors import TerminalError, TransientError
 from pipeline.types import Frames
 
 logger = logging.getLogger(__name__)
@@ -36,15 +36,18 @@ class FrameSink(Generic[Item, Result]):
 
     Args:
         put: gives frames to whoever writes them, and returns their handle.
-        wait: waits for a task's result; what it raises as ``TransientError`` is tried again.
+        wait: waits for a task's result. What it raises is tried again; if it is no ``TransientError``, the clip is to
+            blame in the end.
+        cancel: gives a task up.
         budget_bytes: of frames under way. One clip is always taken, however large.
     """
 
     put: Callable[[Frames], Any]
-    wait: Callable[[Any], Result]
+    wait: Callable[[Any], Result | TerminalError]
+    cancel: Callable[[Any], None]
     budget_bytes: int
     _writing: deque[_Writing[Item]] = field(default_factory=deque)
-    _done: list[tuple[Item, Result]] = field(default_factory=list)
+    _done: list[tuple[Item, Result | TerminalError]] = field(default_factory=list)
     _held_bytes: int = 0
 
     def add(self, item: Item, frames: Frames, start: Callable[[Any], Any]) -> None:
@@ -62,21 +65,32 @@ class FrameSink(Generic[Item, Result]):
         self._writing.append(_Writing(item, frames.nbytes, handle, start, start(handle)))
         self._held_bytes += frames.nbytes
 
-    def finish(self) -> list[tuple[Item, Result]]:
+    def finish(self) -> list[tuple[Item, Result | TerminalError]]:
         """Wait for all that is under way. Raises: TransientError: a clip could not be written."""
         while self._writing:
             self._finish_oldest()
         return self._done
 
+    def close(self) -> None:
+        """Give up what is still under way."""
+        while self._writing:
+            self.cancel(self._writing.popleft().task)
+
     def _finish_oldest(self) -> None:
-        writing = self._writing.popleft()
+        writing = self._writing[0]
+        self._done.append((writing.item, self._result(writing)))
+        self._writing.popleft()
+        self._held_bytes -= writing.size_bytes
+
+    def _result(self, writing: _Writing[Item]) -> Result | TerminalError:
         for attempt in range(1, WRITE_ATTEMPTS + 1):
             try:
-                self._done.append((writing.item, self.wait(writing.task)))
-                break
-            except TransientError as error:
+                return self.wait(writing.task)
+            except Exception as error:
                 if attempt == WRITE_ATTEMPTS:
-                    raise
+                    if isinstance(error, TransientError):
+                        raise
+                    return TerminalError.unexpected("write", error)
                 logger.warning("write retry attempt=%d error=%s", attempt, error)
                 writing.task = writing.start(writing.frames)
-        self._held_bytes -= writing.size_bytes
+        raise AssertionError("unreachable")

@@ -251,7 +251,7 @@ class Storage:
         return json.loads(self.read(path))
 
     def put_json(self, path: str, value: Any) -> None:
-        self.put(path, (json.dumps(value, indent=2, sort_keys=False) + "\n").encode())
+        self.put(path, (json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n").encode())
 
     def _full(self, path: str) -> str:
         if path.startswith("/") or ".." in path.split("/"):

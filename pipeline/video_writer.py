@@ -33,7 +33,7 @@ webp: an animated picture for a first look; equal frames become one that stays l
 
 _SUFFIXES = {"mp4": ".mp4", "mkv": ".mkv", "png": ".zip", "webp": ".webp"}
 _MEDIA_TYPES = {"mp4": "video/mp4", "mkv": "video/x-matroska", "png": "application/zip", "webp": "image/webp"}
-_MOST_FPS = 1000
+MIN_FPS, MAX_FPS = 0.01, 1000.0
 
 # FFmpeg's numbers. 1 is BT.709 as matrix, as primaries and as transfer curve; as matrix, 0 is RGB.
 _BT709, _RGB = 1, 0
@@ -102,8 +102,8 @@ class VideoEncoder:
             raise ValueError(f"container {format.container} cannot be fragmented: use mp4")
         if format.container == "mp4" and (height % 2 or width % 2):
             raise ValueError(f"frames of {height}x{width}: mp4 takes even sizes only; use mkv or png")
-        if not 0 < fps <= _MOST_FPS:
-            raise ValueError(f"{fps} frames a second: expected above 0, at most {_MOST_FPS}")
+        if not MIN_FPS <= fps <= MAX_FPS:
+            raise ValueError(f"{fps} frames a second: expected {MIN_FPS:g} to {MAX_FPS:g}")
         rate = (fps if isinstance(fps, Fraction) else exact_fps(fps)).limit_denominator(1001)
         self.num_frames = 0
         self._shape = (height, width, 3)
@@ -190,13 +190,6 @@ def encode_video(frames: Frames | Iterable[Frames], fps: Fraction | float, forma
         for chunk in chain([first], chunks):
             encoder.add(chunk)
     return sink.getvalue()
-
-
-def png_frames(frames: Frames | Iterable[Frames]) -> Iterator[tuple[str, bytes]]:
-    """A file for every frame of ``[T, H, W, 3]``, or of such chunks in turn: ``00000.png`` and its bytes."""
-    pictures = (pixels for chunk in _chunks(frames) for pixels in chunk)
-    for index, pixels in enumerate(pictures):
-        yield _png_name(index), _png(pixels)
 
 
 def _chunks(frames: Frames | Iterable[Frames]) -> Iterator[Frames]:

@@ -72,5 +72,5 @@ class Work(Protocol):
         ...
 
     def publish(self, generations: list[Generation], shards: list[tuple[str, ShardSummary]], account: Account) -> None:
-        """Make what is committed a finished output: the manifest, last of all, and what goes with it."""
+        """Make what is committed a finished output: quarantine table, manifest, report."""
         ...

@@ -81,7 +81,8 @@ class LatentInputConfig(SourceConfig):
     ids: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
     """Only these: sample ids of a dataset, or names of files without their extension. Unset: all."""
     filters: Annotated[tuple[Condition, ...], BeforeValidator(_as_list)] = ()
-    """Only rows that pass all of these, such as psnr>30 or caption~dog. Operators: = != < <= > >= and ~ (contains)."""
+    """Only rows that pass all of these, such as psnr>30 or caption~dog. Operators: = != < <= > >= and ~ (contains). One
+    with a comma in it is given on the command line as a JSON list: '["caption~red, blue"]'."""
     sample: PositiveInt | None = None
     """Only so many, drawn at random but always the same ones for a seed."""
     seed: int = 0

@@ -33,6 +33,11 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def size_bytes(self) -> int:
+        """Of a dtype that we read; 0 for others."""
+        return math.prod(self.shape) * FLOATS.get(self.dtype, 0)
+
 
 class NpyHeader(NamedTuple):
     spec: TensorSpec

@@ -13,6 +13,7 @@ from pipeline.latents.config import LatentInputConfig
 from pipeline.latents.file import SUFFIXES
 from pipeline.latents.scale import NO_SCALE, SCALE_CHOICES
 from pipeline.latents.table_file import has_latents
+from pipeline.latents.types import plain_columns
 from pipeline.sources.files import as_unnamable
 from pipeline.sources.source import SourceItem, SourceListing
 from pipeline.sources.table import TABLE_SUFFIXES, list_table
@@ -28,6 +29,8 @@ def list_latents(config: LatentInputConfig) -> SourceListing:
     if config.format == "table" or (config.format == "auto" and _is_text_table(config.uri)):
         return _list_table(config)
     found = list(list_inputs(config.uri, config.storage_options))
+    if not found:
+        raise ConfigError(f"input.uri {config.uri}: there is no file that is not hidden")
     manifest = _find_manifest(config, found)
     if manifest is not None:
         check_scale(config, is_shard=True)
@@ -64,7 +67,8 @@ def check_scale(config: LatentInputConfig, *, is_shard: bool) -> str | float:
 
 def _list_table(config: LatentInputConfig) -> SourceListing:
     check_scale(config, is_shard=False)
-    return list_table(config.uri, config.latent_column, "latent", config.storage_options)
+    listing = list_table(config.uri, config.latent_column, "latent", config.storage_options)
+    return SourceListing(items=(replace(item, columns=plain_columns(item.columns)) for item in listing.items))
 
 
 def _is_text_table(uri: str) -> bool:

@@ -17,8 +17,7 @@ from pipeline.latents.scale import count_pad, find_multiplier
 from pipeline.latents.types import Columns, FoundLatent, PlannedLatent, ProbedLatents
 from pipeline.recipe import digest
 from pipeline.types import Rejection, Status
-
-_MAX_FPS = 1000.0
+from pipeline.video_writer import MAX_FPS, MIN_FPS
 
 
 def plan_latents(
@@ -195,10 +194,9 @@ def _find_fps(candidate: _Candidate, config: LatentInputConfig, default_fps: flo
             fps = math.nan if isinstance(value, bool) else float(value)
         except ValueError:
             fps = math.nan
-        if not 0 < fps <= _MAX_FPS:
-            raise TerminalError(
-                "plan", "bad_fps", f"{candidate.file.uri}: {column} is {value!r}, expected frames a second, at most {_MAX_FPS:g}"
-            )
+        if not MIN_FPS <= fps <= MAX_FPS:
+            expected = f"expected frames a second, {MIN_FPS:g} to {MAX_FPS:g}"
+            raise TerminalError("plan", "bad_fps", f"{candidate.file.uri}: {column} is {value!r}, {expected}")
         return fps
     return default_fps
 
@@ -207,7 +205,7 @@ def _find_name(candidate: _Candidate, config: LatentInputConfig) -> str:
     file, found = candidate.file, candidate.found
     assert found is not None, "only a clip that was found is named"
     named_by_row = True
-    if named := candidate.columns.get(config.name_column):
+    if (named := candidate.columns.get(config.name_column)) not in (None, ""):
         name, named_by_row = str(named), config.name_column in found.columns
     elif file.is_shard and isinstance(source := candidate.columns.get("source_uri"), str):
         name = file_stem(source)

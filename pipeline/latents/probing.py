@@ -85,7 +85,8 @@ def _probe_item(item: SourceItem, config: LatentInputConfig, channels: int) -> P
             return replace(probed, is_shard=table.is_shard, latents=tuple(_find_rows(table, config, channels)))
         tensors = _describe(file, suffix, config)
         key = choose_tensor(tensors, config.key)
-        return replace(probed, latents=tuple(_find_clips(tensors[key], key, channels, config.layout)))
+        layout = _find_layout(tensors[key], channels, config.layout)
+        return replace(probed, latents=tuple(_find_clips(tensors[key], key, layout)))
     except TerminalError as error:
         return replace(probed, error=named(error, item.uri))
     except OSError as error:
@@ -104,10 +105,13 @@ def _describe(file: StoredObject, suffix: str, config: LatentInputConfig) -> dic
     return describe_tensors(read(0, file.size_bytes), suffix, config.max_file_bytes)
 
 
-def _find_clips(spec: TensorSpec, key: str, channels: int, stated: Layout | None) -> list[FoundLatent]:
+def _find_layout(spec: TensorSpec, channels: int, stated: Layout | None) -> Layout:
     if spec.dtype not in FLOATS:
         raise TerminalError("read", "dtype", f"dtype {spec.dtype!r}; latents are {', '.join(FLOATS)}")
-    layout = find_layout(spec.shape, channels, stated)
+    return find_layout(spec.shape, channels, stated)
+
+
+def _find_clips(spec: TensorSpec, key: str, layout: Layout) -> list[FoundLatent]:
     shapes = clip_shapes(spec.shape, layout)
     return [
         FoundLatent(key=key, member=number if len(shapes) > 1 else None, shape=shape, layout=layout, dtype=spec.dtype)
@@ -120,18 +124,20 @@ def _find_rows(table: LatentTable, config: LatentInputConfig, channels: int) -> 
     stated: Layout | None = "CFHW" if table.is_shard else config.layout
     found: list[FoundLatent] = []
     for row, (spec, columns) in enumerate(zip(table.specs, table.columns(), strict=True)):
-        found += _find_row(row, spec, columns, table.key, channels, stated)
+        found += _find_row(row, spec, columns, table, channels, stated)
     return found
 
 
 def _find_row(
-    row: int, spec: TensorSpec | None, columns: Columns, key: str, channels: int, stated: Layout | None
+    row: int, spec: TensorSpec | None, columns: Columns, table: LatentTable, channels: int, stated: Layout | None
 ) -> list[FoundLatent]:
     try:
         if spec is None:
-            raise TerminalError("read", "no_tensor", f"{key} has no shape or dtype")
-        clips = _find_clips(spec, key, channels, stated)
+            raise TerminalError("read", "no_tensor", f"{table.key} has no shape or dtype")
+        layout = _find_layout(spec, channels, stated)
+        table.check_declared(row, spec)  # before a batch of a million is made into as many clips
+        clips = _find_clips(spec, table.key, layout)
     except TerminalError as error:
         problem = TerminalError(error.stage, error.reason, f"row {row}: {error.detail}")
-        return [FoundLatent(key=key, row=row, columns=columns, error=problem)]
+        return [FoundLatent(key=table.key, row=row, columns=columns, error=problem)]
     return [replace(clip, row=row, columns=columns) for clip in clips]

@@ -21,6 +21,7 @@ from pipeline.inputs import read_input_range, stat_input
 from pipeline.latents.file import MAX_BYTES
 from pipeline.latents.headers import TensorSpec, damaged
 from pipeline.latents.types import Columns, plain_columns
+from pipeline.storage import is_transient
 
 _SMALL_BYTES = 16 << 10
 """Mean size of a value above which a column is no description of a clip: embeddings, pictures."""
@@ -33,7 +34,11 @@ def _explained() -> Iterator[None]:
         yield
     except DatasetError as error:
         raise damaged(str(error)) from error
-    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError) as error:
+    except OSError as error:
+        if error.errno is not None and is_transient(error):  # the disk's, not the file's
+            raise
+        raise damaged(f"Parquet: {error}") from error
+    except (pa.ArrowException, ValueError, OverflowError, LookupError, TypeError) as error:
         raise damaged(f"Parquet: {type(error).__name__}: {error}") from error
 
 
@@ -81,6 +86,21 @@ class LatentTable:
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._group_starts = [0, *accumulate(sizes)]
         self._group: tuple[int, pa.ChunkedArray] | None = None
+
+    def check_declared(self, row: int, spec: TensorSpec) -> None:
+        """Raises: TerminalError: a row's shape takes more bytes than its whole row group holds."""
+        group = bisect.bisect_right(self._group_starts, row) - 1
+        if spec.size_bytes > self._latent_bytes[group]:
+            raise damaged(
+                f"shape {list(spec.shape)} of {spec.dtype} takes {spec.size_bytes} bytes, but all of {self.key}_bytes in its "
+                f"row group are {self._latent_bytes[group]}"
+            )
+
+    @cached_property
+    def _latent_bytes(self) -> list[int]:
+        """Unpacked bytes of the latents of each row group, by the footer."""
+        groups = range(self._parquet.metadata.num_row_groups)
+        return [self._group_sizes(group)[f"{self.key}_bytes"] for group in groups]
 
     @cached_property
     @_explained()

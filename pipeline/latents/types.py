@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,6 +87,13 @@ class PlannedLatent:
     columns: Columns
 
     @property
+    def place(self) -> str:
+        """Where it is, for a message: file, tensor, row and number in a batch."""
+        parts = [self.uri, f"tensor {self.key}" if self.key and self.row is None else ""]
+        parts += [f"{what} {number}" for what, number in (("row", self.row), ("clip", self.member)) if number is not None]
+        return " ".join(filter(None, parts))
+
+    @property
     def bucket_key(self) -> str:
         """``16x13x60x90``: clips that can be decoded together."""
         return "x".join(map(str, self.shape))
@@ -103,6 +111,10 @@ def plain_columns(values: Mapping[str, Any]) -> Columns:
 
 
 def _plain(value: Any) -> str | int | float | bool | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no such numbers; many tools mean by it that there is none
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return str(value)
     if value is None or isinstance(value, str | int | float | bool):
         return value
     return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | tuple | dict) else str(value)

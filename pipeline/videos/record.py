@@ -1,7 +1,6 @@
 """What was written of one shard: an object of its own, whose existence is the commit.
 
 videos/<name>.mp4                            put if absent, before its shard is committed
-videos/<name>/00000.png …                    frames of one video, where the container is png
 done/<shape>/part-000017-<shard id>.json     the account of the shard and what is known of its videos
 """
 
@@ -26,7 +25,7 @@ class VideoRecord:
 
     name: str
     path: str
-    """Of the file, or of the folder of frames, inside the output."""
+    """Of the file, inside the output."""
     sample_id: str
     source_uri: str
     """The file of the latent."""
@@ -40,7 +39,7 @@ class VideoRecord:
     fps: float
     size_bytes: int
     xxh3: str
-    """xxh3-128 of the file's bytes; of a folder, of its frames' one after the other."""
+    """xxh3-128 of the file's bytes, hexadecimal."""
     degraded: str | None = None
     """The out-of-memory step it was made under, if any."""
     columns: dict[str, Any] = field(default_factory=dict)
@@ -60,7 +59,7 @@ def commit_videos(storage: Storage, summary: ShardSummary, videos: list[VideoRec
     """
     path = done_path(summary.bucket_key, summary.index, summary.shard_id)
     record = {"format_version": FORMAT_VERSION, "shard": asdict(summary), "videos": [asdict(video) for video in videos]}
-    if storage.put_if_absent(path, json.dumps(record, ensure_ascii=False).encode()):
+    if storage.put_if_absent(path, json.dumps(record, ensure_ascii=False, allow_nan=False).encode()):
         return summary
     return read_record(storage, path)[0]
 

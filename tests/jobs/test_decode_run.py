@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import shutil
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from cogvae import AutoencoderKLCogVideoX
 from pipeline.account import ExitCode
 from pipeline.dataset import LatentDataset
 from pipeline.dataset.scaling import scale_latents
+from pipeline.engine import load_engine
 from pipeline.errors import ConfigError, RunRefusedError
 from pipeline.types import Bucket, Frames
 from tests.jobs.conftest import GOOD_CLIPS, copy_clips, read_quarantine, run_decode, run_encode, small_config
@@ -116,8 +119,10 @@ def test_the_lossy_containers_hold_the_same_pictures_to_codec_error(
     difference = read_frames(mp4).astype(float) - expected
     # The pictures of random weights are noise, the worst there is for a codec that halves the colours.
     assert np.abs(difference).mean() < 12
-    pngs = sorted(outputs["png"].glob("videos/*/*.png"))
-    np.testing.assert_array_equal(np.stack([np.asarray(Image.open(path)) for path in pngs]), expected)
+    (pngs,) = outputs["png"].glob("videos/*.zip")
+    with zipfile.ZipFile(pngs) as archive:
+        pictures = [np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in archive.namelist()]
+    np.testing.assert_array_equal(np.stack(pictures), expected)
     (webp,) = outputs["webp"].glob("videos/*.webp")
     with Image.open(webp) as picture:  # equal neighbours are one frame that stays longer
         durations = []
@@ -238,16 +243,96 @@ def test_another_recipe_and_the_output_of_another_job_are_refused(encoded: str, 
         run_decode(make_decode_config(input={"scale": "none"}, output={"uri": encoded}))
 
 
-def test_a_larger_batch_gives_the_same_videos(make_decode_config: Any, latents: Any, tmp_path: Path) -> None:
-    run_decode(make_decode_config(input={"scale": "none"}))
+def test_shards_of_several_clips_in_batches_give_the_same_videos(
+    make_decode_config: Any, latents: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file({"latent": torch.full((16, 3, 4, 6), torch.nan)}, tmp_path / "latents" / "clip5.safetensors")
+    assert run_decode(make_decode_config(input={"scale": "none"})) == ExitCode.COMPLETE  # a shard a clip
+    monkeypatch.setattr("pipeline.plan.MIN_SHARDS", 1)
     config = make_decode_config(
         input={"scale": "none"}, output={"uri": str(tmp_path / "batched")}, decode={"batch_size": 3}, cluster={"actors": 1}
     )
     assert run_decode(config) == ExitCode.COMPLETE
-    single = {name: read_frames(path) for name, path in named(str(tmp_path / "videos"))}
-    for name, path in named(config.output.uri):
-        assert np.abs(read_frames(path).astype(int) - single[name]).max() <= 1
+    assert len(list(Path(config.output.uri, "done").rglob("*.json"))) == 2  # one a shape
+    single = named(str(tmp_path / "videos"))
+    batched = named(config.output.uri)
+    assert batched.keys() == single.keys() == {f"{name}.mkv" for name in latents if name != "clip5"}
+    for name, path in batched.items():
+        assert np.abs(read_frames(path).astype(int) - read_frames(single[name])).max() <= 1
+    (row,) = read_quarantine(Path(config.output.uri))
+    assert "clip5.safetensors" in row["detail"]
 
 
-def named(output: str) -> Iterator[tuple[str, Path]]:
-    return ((path.name, path) for path in Path(output, "videos").iterdir())
+def named(output: str) -> dict[str, Path]:
+    return {path.name: path for path in Path(output, "videos").iterdir()}
+
+
+def test_a_latent_beyond_the_limits_is_quarantined_before_it_meets_the_model(make_decode_config: Any, latents: Any) -> None:
+    config = make_decode_config(input={"scale": "none"}, decode={"max_frames": 8})
+    assert run_decode(config) == ExitCode.COMPLETE
+    assert len(file_bytes(config.output.uri)) == 5  # those of two latent frames, eight of the video
+    details = [row["detail"] for row in read_quarantine(Path(config.output.uri))]
+    assert all("a video of 9 frames of 32x48; decode.max_frames is 8" in detail for detail in details)
+
+
+class GreedyEngine:
+    """Runs out of memory for what has three latent frames."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    def decode(self, latents: Any) -> Any:
+        if latents[0].shape[1] == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self._engine.decode(latents)
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return isinstance(error, torch.OutOfMemoryError)
+
+
+def load_greedy(*arguments: Any) -> Any:
+    return GreedyEngine(load_engine(*arguments))
+
+
+def test_what_needs_more_memory_than_there_is_does_not_keep_the_rest_from_being_finished(
+    make_decode_config: Any, latents: Any
+) -> None:
+    config = make_decode_config(input={"scale": "none"}, decode={"max_attempts": 2})
+    assert run_decode(config, load_greedy) == ExitCode.COMPLETE
+    assert len(file_bytes(config.output.uri)) == 5
+    assert {row["reason"] for row in read_quarantine(Path(config.output.uri))} == {"out_of_memory"}
+
+
+def test_an_output_inside_the_input_is_no_input(make_decode_config: Any, latents: Any, tmp_path: Path) -> None:
+    config = make_decode_config(input={"scale": "none"}, output={"uri": str(tmp_path / "latents" / "videos")})
+    assert run_decode(config) == ExitCode.COMPLETE
+    again = make_decode_config(
+        input={"scale": "none"}, output={"uri": str(tmp_path / "latents" / "videos")}, run={"append": True}
+    )
+    assert run_decode(again) == ExitCode.COMPLETE
+    assert read_quarantine(Path(config.output.uri)) == []
+    assert len(read_manifest(config.output.uri)) == 10
+
+
+def test_later_latents_may_bring_other_columns(make_decode_config: Any, latents: Any, tmp_path: Path) -> None:
+    run_decode(make_decode_config(input={"scale": "none"}))
+    latent = latents["clip1"].numpy()
+    row = {"vae_latent_bytes": [latent.tobytes()], "vae_latent_shape": [list(latent.shape)], "vae_latent_dtype": ["float32"]}
+    columns = {"prompt": ["a dog"], "seed": pa.array([2**63 + 5], pa.uint64()), "score": [float("nan")]}
+    pq.write_table(pa.table({**row, **columns}), tmp_path / "latents" / "more.parquet")
+    config = make_decode_config(input={"scale": "none"}, run={"append": True})
+    assert run_decode(config) == ExitCode.COMPLETE
+    (video,) = [video for video in read_manifest(config.output.uri) if video["source_uri"].endswith("more.parquet")]
+    assert (video["columns"]["prompt"], video["columns"]["seed"], video["columns"]["score"]) == ("a dog", str(2**63 + 5), None)
+
+
+def test_a_video_that_no_record_names_is_told(
+    make_decode_config: Any, latents: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_decode_config(input={"scale": "none"})
+    stray = Path(config.output.uri, "videos", "stray.mkv")
+    assert run_decode(config) == ExitCode.COMPLETE
+    stray.write_bytes(b"left by an attempt that died")
+    save_file({"latent": latents["clip0"] * 2}, tmp_path / "latents" / "later.safetensors")
+    assert run_decode(make_decode_config(input={"scale": "none"}, run={"append": True})) == ExitCode.COMPLETE
+    assert "videos that the manifest does not name count=1 first=videos/stray.mkv" in caplog.text

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from pipeline.errors import TransientError
+from pipeline.errors import TerminalError, TransientError
 from pipeline.sink import WRITE_ATTEMPTS, FrameSink
 from pipeline.types import Frames
 
@@ -43,8 +43,10 @@ def make_frames(number: int) -> Frames:
     return np.full((2, 4, 4, 3), number, np.uint8)
 
 
-def write(writers: Writers, count: int, budget_bytes: int) -> list[tuple[str, str]]:
-    sink: FrameSink[str, str] = FrameSink(put=lambda frames: frames, wait=writers.wait, budget_bytes=budget_bytes)
+def write(writers: Writers, count: int, budget_bytes: int) -> list[tuple[str, str | TerminalError]]:
+    sink: FrameSink[str, str] = FrameSink(
+        put=lambda frames: frames, wait=writers.wait, cancel=lambda task: None, budget_bytes=budget_bytes
+    )
     start: Callable[[Frames], int] = writers.start
     for number in range(count):
         sink.add(f"clip {number}", make_frames(number), start)
@@ -68,6 +70,31 @@ def test_a_lost_writer_is_replaced_with_the_same_frames() -> None:
 def test_writers_that_are_lost_again_and_again_end_the_attempt() -> None:
     with pytest.raises(TransientError, match="the writer is lost"):
         write(Writers(lost={1: WRITE_ATTEMPTS}), 3, 100 * CLIP_BYTES)
+
+
+def test_a_clip_whose_writer_fails_each_time_is_to_blame() -> None:
+    def wait(task: int) -> str:
+        raise RuntimeError("the codec refuses")
+
+    sink: FrameSink[str, str] = FrameSink(
+        put=lambda frames: frames, wait=wait, cancel=lambda task: None, budget_bytes=100 * CLIP_BYTES
+    )
+    sink.add("clip", make_frames(0), Writers().start)
+    ((item, blamed),) = sink.finish()
+    assert isinstance(blamed, TerminalError)
+    assert (item, blamed.stage, blamed.reason) == ("clip", "write", "unexpected")
+
+
+def test_what_is_under_way_is_given_up_on_closing() -> None:
+    writers, cancelled = Writers(), []
+    sink: FrameSink[str, str] = FrameSink(
+        put=lambda frames: frames, wait=writers.wait, cancel=cancelled.append, budget_bytes=100 * CLIP_BYTES
+    )
+    for number in range(3):
+        sink.add(f"clip {number}", make_frames(number), writers.start)
+    sink.close()
+    assert cancelled == [0, 1, 2]
+    assert sink.finish() == []
 
 
 def test_a_shard_of_nothing_has_no_results() -> None:

@@ -57,7 +57,7 @@ def test_one_latent_reads_the_same_from_every_form(tmp_path: Path, suffix: str, 
     path.write_bytes(file_bytes(lay_out(latent, layout), suffix))
     (planned,) = plan_all(configure(path))
     assert (planned.layout, planned.shape, planned.name) == (layout, (16, 5, 4, 6), "clip")
-    assert (planned.shape_key, planned.num_frames) == ("16x5x4x6", 17)
+    assert (planned.bucket_key, planned.num_frames) == ("16x5x4x6", 17)
     found = LatentReader().read(planned)
     assert found.dtype == dtype
     assert found.is_contiguous()
@@ -114,7 +114,7 @@ def test_our_shards_read_as_the_dataset_reads_them(tmp_path: Path, compression: 
     planned = plan_all(config)
     assert [item.columns["sample_id"] for item in planned] == expected.sample_ids
     for item, found, sample in zip(planned, read_all(config), expected, strict=True):
-        assert (item.multiplier, item.fps, item.shape_key) == (None, 8.0, "16x13x8x12")
+        assert (item.multiplier, item.fps, item.bucket_key) == (None, 8.0, "16x13x8x12")
         assert found.dtype == torch.bfloat16
         assert torch.equal(found, sample["latent"])
 
@@ -365,3 +365,10 @@ def test_threads_share_a_reader(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         for found in pool.map(read, range(0, 16, 2)):
             assert all(torch.equal(latent, batches[number // 4][number % 4]) for number, latent in found)
+
+
+@pytest.mark.parametrize("shape", [[16, 10**6, 10**6, 10**6], [10**9, 16, 3, 2, 2], [16, 5, 4, 6, 2**60]])
+def test_row_that_declares_more_than_the_file_holds_is_rejected_and_costs_nothing(tmp_path: Path, shape: list[int]) -> None:
+    lying = {**triplet(make_latent()), "vae_latent_shape": shape}
+    (found,) = rejections(configure(write_rows(tmp_path / "a.parquet", [lying]), layout="BCFHW" if len(shape) == 5 else "CFHW"))
+    assert found.reason in ("damaged", "layout_unknown")
