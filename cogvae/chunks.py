@@ -73,7 +73,7 @@ def split_in_chunks(pieces: Iterable[Tensor], chunk_frames: int, num_frames: int
             yield joined[:, :, :size], passed == num_frames
             size = next(sizes, 0)
     if num_frames is None and received == 1 and waiting:
-        yield waiting[0], True
+        yield torch.cat(waiting, dim=2), True  # a piece may be empty
     elif received == 0 or received > passed:
         raise ValueError(_wrong_end(received, chunk_frames, num_frames))
 

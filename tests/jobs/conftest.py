@@ -65,7 +65,7 @@ def many_clips(clips: Path) -> Path:
     return clips
 
 
-def small_config(clips: Path, vae: Path, dataset: Path, **sections: dict[str, Any]) -> RunConfig:
+def small_config(clips: Path, vae: Path, dataset: Path, /, **sections: dict[str, Any]) -> RunConfig:
     """Settings of a small run; keyword arguments replace those of a section."""
     values: dict[str, dict[str, Any]] = {
         "input": {"uri": str(clips)},

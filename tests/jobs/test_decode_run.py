@@ -27,7 +27,7 @@ from pipeline.dataset.scaling import scale_latents
 from pipeline.engine import load_engine
 from pipeline.errors import ConfigError, RunRefusedError
 from pipeline.types import Bucket, Frames
-from tests.jobs.conftest import GOOD_CLIPS, copy_clips, read_quarantine, run_decode, run_encode, small_config
+from tests.jobs.conftest import CLIPS, GOOD_CLIPS, read_quarantine, run_decode, run_encode, small_config
 from tests.jobs.sabotage import load_sabotaged
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -76,9 +76,9 @@ def latents(tmp_path: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def encoded(cluster: None, tiny_vae: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A dataset of the four clips, for reading only."""
+    """A dataset of every clip of the demo that can be encoded, for reading only."""
     folder = tmp_path_factory.mktemp("encoded")
-    config = small_config(copy_clips(folder / "clips"), tiny_vae, folder / "dataset", output={"first_frame": True})
+    config = small_config(CLIPS, tiny_vae, folder / "dataset", output={"first_frame": True})
     assert run_encode(config) == ExitCode.COMPLETE
     return str(config.output.uri)
 
@@ -90,7 +90,8 @@ def test_every_encoded_clip_comes_back_exactly_as_the_model_decodes_it(
     assert run_decode(config) == ExitCode.COMPLETE
     videos = {video["columns"]["sample_id"]: video for video in read_manifest(config.output.uri)}
     dataset = LatentDataset(encoded)
-    assert sorted(video["name"] for video in videos.values()) == sorted(Path(name).stem for name in GOOD_CLIPS)
+    assert len(videos) == len(dataset) >= 8
+    assert {Path(name).stem for name in GOOD_CLIPS} < {video["name"] for video in videos.values()}
     for item in dataset:
         video, bucket = videos[item["sample_id"]], Bucket.parse(item["bucket_key"])
         path = Path(config.output.uri, video["path"])
@@ -102,7 +103,7 @@ def test_every_encoded_clip_comes_back_exactly_as_the_model_decodes_it(
         assert (video["num_frames"], video["height"], video["width"], video["fps"]) == (9, 32, 48, 8.0)
         assert "caption" in video["columns"]
     page = Path(config.output.uri, "report.html").read_text()
-    assert page.count("<video ") == 4
+    assert page.count("<video ") == len(dataset)
 
 
 def test_the_lossy_containers_hold_the_same_pictures_to_codec_error(
@@ -227,7 +228,9 @@ def test_append_decodes_what_is_new_under_a_name_of_its_own(make_decode_config: 
 def test_rows_are_chosen_by_condition_and_by_sample(encoded: str, make_decode_config: Any, tmp_path: Path) -> None:
     config = make_decode_config(input={"uri": encoded, "filters": ["caption~rabbit"]})
     assert run_decode(config) == ExitCode.COMPLETE
-    assert ["rabbit" in video["columns"]["caption"] for video in read_manifest(config.output.uri)] == [True]
+    captions = [video["columns"]["caption"] for video in read_manifest(config.output.uri)]
+    assert 0 < len(captions) < len(LatentDataset(encoded))
+    assert all("rabbit" in caption.casefold() for caption in captions)
     outputs = [str(tmp_path / name) for name in ("once", "again")]
     for output in outputs:
         assert run_decode(make_decode_config(input={"uri": encoded, "sample": 2}, output={"uri": output})) == ExitCode.COMPLETE
