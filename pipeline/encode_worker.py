@@ -112,12 +112,12 @@ class EncodeWorker:
         self.engine = spec.make_engine()
         self.schema = build_schema(logvar=output.logvar, first_frame=output.first_frame, passthrough=spec.columns)
         self._feed = DecodeFeed(self._start_decoding, get_result, spec.frame_budget_bytes)
-        self._spool = tempfile.TemporaryDirectory(prefix="latents-")
 
     @contextlib.contextmanager
     def open(self, lease: Lease) -> Iterator[EncodeJob]:
         """As ``Worker.open``: the decoding of the shard's videos begins."""
-        spool = Path(self._spool.name) / f"{lease.attempt_id}.parquet"
+        # No folder of its own: an actor ends by being killed, and would leave it.
+        spool = Path(tempfile.gettempdir()) / f"latents-{lease.attempt_id}.parquet"
         try:
             with self._feed.order(read_items(self.storage, lease.shard, CLIP_ROWS)) as order:
                 yield EncodeJob(self, lease, order, spool)

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.decode_config import DecodeRunConfig
 from pipeline.engine import ModelInfo
+from pipeline.errors import ConfigError
 from pipeline.latents import PlannedLatent, ProbedLatents, list_latents, plan_latents
 from pipeline.latents.rows import LATENT_ROWS
 from pipeline.plan_rows import RowFormat
@@ -67,6 +68,8 @@ class LatentPlanner(Planner[ProbedLatents, PlannedLatent]):
         selection = self.config.input.model_copy(update={"limit": None})
         # To the end, whatever the limit: only there it is known whether the settings name what is nowhere.
         planned = list(plan_latents(found, selection, self.recipe.fingerprint, self.config.output.fps, names))
+        if not planned and (count := sum(len(file.latents) for file in found)):
+            raise ConfigError(f"input.uri {self.config.input.uri}: of {count} latents none passes input.ids and input.filters")
         new = (self._check_size(item) for item in planned if item.sample_id not in known)
         return islice(new, self.config.input.limit)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, TypeVar
@@ -169,11 +170,17 @@ def _parse_pt(data: bytes) -> dict[str, torch.Tensor]:
     stored_bytes = _check_pt_archive(data)
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's text recommends to load it without that check
+        raise TerminalError(
+            "read",
+            "not_tensors",
+            "holds other objects than tensors, which may run code when they are loaded; store plain tensors",
+        ) from error
     except Exception as error:  # torch names no common class for what a damaged or hostile file raises
         raise TerminalError(
             "read",
             "damaged",
-            f"torch.load refuses it with weights_only=True: {type(error).__name__}: {str(error)[:300]}; store plain tensors",
+            f"torch.load cannot read it: {type(error).__name__}: {str(error)[:100]}; store plain tensors",
         ) from error
     tensors = {name: tensor.detach() for name, tensor in _flatten(content)}
     for name, tensor in tensors.items():

@@ -33,6 +33,12 @@ class VideoRecord:
     """The tensor in that file."""
     source_row: int | None
     source_member: int | None
+    layout: str
+    """Of that tensor."""
+    multiplier: float | None
+    """What the latent had been multiplied by, and was divided by; None: nothing."""
+    dropped_frames: int
+    """Latent frames in front that were padding."""
     num_frames: int
     height: int
     width: int

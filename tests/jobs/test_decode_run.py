@@ -167,6 +167,7 @@ def test_a_named_model_s_scale_is_undone(
     (video,) = read_manifest(config.output.uri)
     frames = read_frames(Path(config.output.uri, video["path"]))
     assert (len(frames), video["fps"]) == (9, 16.0)
+    assert (video["layout"], video["multiplier"], video["dropped_frames"]) == ("FCHW", 0.7, 1)
     # Scaling and its inverse round once each, which may tip a pixel.
     assert np.abs(frames.astype(int) - decode_alone(latent)).max() <= 1
 
@@ -236,6 +237,11 @@ def test_rows_are_chosen_by_condition_and_by_sample(encoded: str, make_decode_co
         assert run_decode(make_decode_config(input={"uri": encoded, "sample": 2}, output={"uri": output})) == ExitCode.COMPLETE
     assert len(file_bytes(outputs[0])) == 2
     assert file_bytes(outputs[0]) == file_bytes(outputs[1])
+
+
+def test_a_filter_that_nothing_passes_is_named(encoded: str, make_decode_config: Any) -> None:
+    with pytest.raises(ConfigError, match=r"of \d+ latents none passes input\.ids and input\.filters"):
+        run_decode(make_decode_config(input={"uri": encoded, "filters": ["psnr>30"]}))
 
 
 def test_another_recipe_and_the_output_of_another_job_are_refused(encoded: str, make_decode_config: Any, latents: Any) -> None:
