@@ -174,7 +174,7 @@ def _parse_pt(data: bytes) -> dict[str, torch.Tensor]:
         raise TerminalError(
             "read",
             "not_tensors",
-            "holds other objects than tensors, which may run code when they are loaded; store plain tensors",
+            "holds other objects than tensors, which may run code when loaded; store plain tensors",
         ) from error
     except Exception as error:  # torch names no common class for what a damaged or hostile file raises
         raise TerminalError(
