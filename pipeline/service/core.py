@@ -29,9 +29,7 @@ _UPLOAD_S = 60.0
 
 
 class DecoderService:
-    """What the routes and the handle's methods share.
-
-    Args:"""
+    """What the routes and the handle's methods share."""
 
     def __init__(
         self,
@@ -120,7 +118,12 @@ class DecoderService:
             raise
 
     async def _open(self, asked: VideoRequest) -> SpooledVideo:
-        return await self.run(lambda: self.decoder.open(asked))
+        opening = asyncio.get_running_loop().run_in_executor(self._threads, self.decoder.open, asked)
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:  # the client left; the thread opens the video all the same
+            opening.add_done_callback(_leave_opened)
+            raise
 
     async def _read_body(self, request: Request) -> bytes:
         limit, time_s = self.limits.max_body_bytes, min(_UPLOAD_S, self.limits.deadline_s)
@@ -136,6 +139,11 @@ class DecoderService:
         except ClientDisconnect:
             raise RequestError(400, "cut_body", "the connection ended before the body did") from None
         return bytes(body)
+
+
+def _leave_opened(opening: asyncio.Future[SpooledVideo]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().leave()
 
 
 def _declared_length(headers: dict[str, str], limit: int) -> int:

@@ -158,9 +158,7 @@ class Decoder:
     def _make(self, jobs: list[Job[Order]]) -> None:
         started = time.monotonic()
         coders = [self._coder(job) for job in jobs]
-        try:
-            self._decode(coders)
-        except Exception as error:
+        if (error := self._try_decode(coders)) is not None:
             self._decode_again(coders, error)
         # One batch's last frames may still be coded while the next is decoded, not more.
         wait(self._closing)
@@ -189,10 +187,19 @@ class Decoder:
             if coder.is_over:
                 continue
             coder.rewind()
-            try:
-                self._decode([coder])
-            except Exception as alone:
+            if (alone := self._try_decode([coder])) is not None:
                 self._blame(coder, alone)
+
+    def _try_decode(self, coders: Sequence[Coder]) -> Exception | None:
+        """The error if decoding failed, without its stack: that would keep alive what the model had in memory."""
+        try:
+            self._decode(coders)
+        except Exception as error:
+            if not isinstance(error, TerminalError) and not self._engine.is_out_of_memory(error):
+                logger.exception("decoding failed shape=%s clips=%d", list(coders[0].request.latent.shape), len(coders))
+            error.__cause__ = error.__context__ = None
+            return error.with_traceback(None)
+        return None
 
     def _decode(self, coders: Sequence[Coder]) -> None:
         """Give every coder the frames of its latent, chunk by chunk."""
@@ -214,7 +221,6 @@ class Decoder:
             shape = f"{coder.request.num_frames}x{coder.request.height}x{coder.request.width}"
             detail = f"this server's GPU has not the memory for a video of {shape}; ask for fewer pixels"
             return coder.fail(RequestError(413, "out_of_memory", detail))
-        logger.error("decoding failed shape=%s", list(coder.request.latent.shape), exc_info=error)
         coder.fail(RequestError(500, "internal", f"decoding failed by {type(error).__name__}; the server's log says more"))
         self._look_for_illness()
 

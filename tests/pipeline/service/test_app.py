@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import threading
 import time
+import weakref
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,6 +20,9 @@ import torch
 from PIL import Image
 
 from pipeline.errors import TerminalError
+from pipeline.service.core import DecoderService
+from pipeline.service.parameters import DecodeParameters
+from pipeline.service.spool import SpooledVideo
 from tests.pipeline.fakes import ExhaustedError
 from tests.pipeline.service.asking import SCALE, Make, count_frames, decode, metric, reason, wait_until
 from tests.pipeline.service.fakes import FakeDecoder, make_body, make_latent
@@ -285,6 +291,37 @@ def test_a_gpu_out_of_memory_says_so_without_harm_to_the_next(client: httpx.Clie
     assert client.get("/healthz").status_code == 200
 
 
+def test_a_batch_is_repeated_without_the_memory_of_the_failed_one(make_client: Make, engine: FakeDecoder) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def fails(latents: Sequence[torch.Tensor]) -> Exception | None:
+        alive.append(sum(reference() is not None for reference in held))
+        try:
+            activations = torch.zeros(8)
+            held.append(weakref.ref(activations))
+            if len(latents) > 1 or float(latents[0].max()) > 100:
+                raise ExhaustedError
+        except ExhaustedError as inner:
+            raise ExhaustedError from inner
+        return None
+
+    client = make_client()
+    engine.gate.clear()
+    with ThreadPoolExecutor(8) as pool:
+        blocker = pool.submit(decode, client, make_body(99))
+        wait_until(lambda: bool(engine.batches))
+        engine.fails = fails
+        bodies = [make_body(latent=torch.full((16, 3, 4, 6), 300.0)), make_body(1), make_body(2)]
+        answers = []
+        for number, body in enumerate(bodies, 1):
+            answers.append(pool.submit(decode, client, body))
+            wait_until(lambda: metric(client, "latents_queue") == number)  # noqa: B023
+        engine.gate.set()
+        assert [answer.result().status_code for answer in (blocker, *answers)] == [200, 413, 200, 200]
+    assert alive == [0, 0, 0, 0]
+
+
 def test_an_error_that_nobody_foresaw_is_a_500_and_the_replica_stays_if_the_model_is_well(
     client: httpx.Client, engine: FakeDecoder
 ) -> None:
@@ -306,6 +343,34 @@ def test_an_answer_that_fails_in_the_middle_does_not_look_whole(client: httpx.Cl
     engine.fails = lambda latents: RuntimeError("broken") if latents[0].shape[1] > 3 else None
     with pytest.raises(httpx.RemoteProtocolError):
         decode(client, make_body(shape=(16, 13, 4, 6)), stream="true")
+
+
+def test_a_client_that_leaves_while_its_video_is_opened_leaves_nothing_behind(
+    make_service: Callable[..., DecoderService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = make_service(cache_bytes=0)
+    begun, go, opened = threading.Event(), threading.Event(), list[SpooledVideo]()
+    open_now = service.decoder.open
+
+    def open_late(*asked: Any) -> SpooledVideo:
+        begun.set()
+        assert go.wait(20)
+        opened.append(open_now(*asked))
+        return opened[-1]
+
+    monkeypatch.setattr(service.decoder, "open", open_late)
+
+    async def leave() -> None:
+        asking = asyncio.create_task(service.decode(make_body(), DecodeParameters(scale="none")))
+        await asyncio.to_thread(begun.wait, 20)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        go.set()
+        await asyncio.to_thread(wait_until, lambda: bool(opened) and not opened[0].path.exists() and not opened[0].join())
+
+    asyncio.run(leave())
+    wait_until(lambda: 'latents_spool_bytes{replica="replica-1"} 0.0' in service.metrics.to_text())
 
 
 def test_the_spool_is_empty_when_nobody_reads(make_client: Make) -> None:
