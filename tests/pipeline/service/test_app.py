@@ -10,6 +10,7 @@ import weakref
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import av
@@ -371,6 +372,16 @@ def test_a_client_that_leaves_while_its_video_is_opened_leaves_nothing_behind(
 
     asyncio.run(leave())
     wait_until(lambda: 'latents_spool_bytes{replica="replica-1"} 0.0' in service.metrics.to_text())
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv", "webp", "png"])
+def test_a_video_being_made_lies_in_the_folder_of_the_service_alone(
+    make_client: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, container: str
+) -> None:
+    client = make_client()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    answer = decode(client, container=container)
+    assert answer.status_code == 200, answer.text
 
 
 def test_the_spool_is_empty_when_nobody_reads(make_client: Make) -> None:
