@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import threading
 import time
 import weakref
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,15 @@ import torch
 from PIL import Image
 
 from pipeline.errors import TerminalError
+from pipeline.service.cache import VideoCache
+from pipeline.service.config import ServiceConfig
 from pipeline.service.core import DecoderService
-from pipeline.service.parameters import DecodeParameters
+from pipeline.service.decoding import Decoder
+from pipeline.service.parameters import DecodeParameters, VideoRequest, read_request
 from pipeline.service.spool import SpooledVideo
 from tests.pipeline.fakes import ExhaustedError
 from tests.pipeline.service.asking import SCALE, Make, count_frames, decode, metric, reason, wait_until
-from tests.pipeline.service.fakes import FakeDecoder, make_body, make_latent
+from tests.pipeline.service.fakes import MODEL, FakeDecoder, make_body, make_latent
 
 
 @pytest.mark.parametrize(("frames", "expected"), [(1, 1), (3, 9), (4, 16), (13, 49)])
@@ -211,7 +215,7 @@ def test_a_full_queue_answers_429_with_a_time_and_serves_again_later(make_client
 def test_requests_over_the_memory_limit_are_told_to_come_again(make_client: Make, engine: FakeDecoder) -> None:
     shape = (16, 13, 4, 6)
     size = len(make_body(shape=shape))
-    client = make_client(memory_bytes=2 * size - 1, max_body_bytes=size)
+    client = make_client(memory_bytes=8 * size + 1000, max_body_bytes=size)
     engine.gate.clear()
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(decode, client, make_body(0, shape), crf=51)
@@ -224,8 +228,8 @@ def test_requests_over_the_memory_limit_are_told_to_come_again(make_client: Make
 
 
 def test_an_answer_counts_as_held_until_its_client_has_it(make_client: Make) -> None:
-    client = make_client(memory_bytes=5 << 20, max_body_bytes=1 << 20)
     body = make_body(shape=(16, 5, 40, 60))
+    client = make_client(memory_bytes=8 * len(body) + (2 << 20), max_body_bytes=len(body))
     large = {**SCALE, "container": "mkv"}
     with client.stream("POST", "/v1/decode", params=large, content=body) as answer:
         size = int(answer.headers["content-length"])
@@ -239,6 +243,48 @@ def test_an_answer_counts_as_held_until_its_client_has_it(make_client: Make) -> 
         assert sum(map(len, pieces)) == size - 1000
     wait_until(lambda: metric(client, "latents_held_bytes") == 0)
     assert client.post("/v1/decode", params=large, content=body).status_code == 200
+
+
+def test_a_stream_may_be_larger_raw_than_the_memory(make_client: Make) -> None:
+    body = make_body(shape=(16, 13, 40, 60))
+    client = make_client(memory_bytes=8 * len(body), max_body_bytes=len(body))
+    assert 8 * len(body) < 49 * 320 * 480 * 3
+    assert count_frames(decode(client, body, stream="true").content) == 49
+    wait_until(lambda: metric(client, "latents_held_bytes") == 0)
+
+
+def test_a_client_that_stops_reading_is_cut_off_and_holds_nothing_any_more(
+    make_client: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.service.answers.PATIENCE_S", 0.5)
+    monkeypatch.setattr("pipeline.service.answers.MIN_BYTES_PER_S", 1 << 40)
+    client = make_client(cache_bytes=0)
+    body = make_body(shape=(16, 13, 40, 60))
+    with client.stream("POST", "/v1/decode", params={**SCALE, "container": "mkv"}, content=body) as answer:
+        assert int(answer.headers["content-length"]) > 5 << 20  # more than sockets hold
+        wait_until(lambda: metric(client, "latents_held_bytes") == metric(client, "latents_spool_bytes") == 0)
+        with pytest.raises(httpx.HTTPError):
+            answer.read()
+
+
+def test_the_deadline_runs_from_the_arrival_of_the_request(make_client: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = make_client(deadline_s=20)
+    deadlines, sent_at = list[float](), list[float]()
+    open_now = Decoder.open
+
+    def open_noted(decoder: Decoder, request: VideoRequest, deadline: float) -> SpooledVideo:
+        deadlines.append(deadline)
+        return open_now(decoder, request, deadline)
+
+    def upload() -> Iterator[bytes]:
+        yield make_body()[:100]
+        time.sleep(1)
+        sent_at.append(time.monotonic())
+        yield make_body()[100:]
+
+    monkeypatch.setattr(Decoder, "open", open_noted)
+    assert client.post("/v1/decode", params=SCALE, content=upload()).status_code == 200
+    assert deadlines[0] < sent_at[0] + 20
 
 
 def test_a_request_past_its_deadline_is_answered_408(make_client: Make, engine: FakeDecoder) -> None:
@@ -382,6 +428,59 @@ def test_a_video_being_made_lies_in_the_folder_of_the_service_alone(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     answer = decode(client, container=container)
     assert answer.status_code == 200, answer.text
+
+
+def test_a_cache_that_cannot_be_read_is_a_miss_that_leaves_nothing_behind(
+    make_client: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = make_client()
+    first = decode(client)
+
+    def fetch(cache: VideoCache, name: str, target: Path) -> bool:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(VideoCache, "fetch", fetch)
+    assert decode(client).content == first.content
+    assert metric(client, "latents_cache_total", outcome="miss") == 2
+    wait_until(lambda: metric(client, "latents_spool_bytes") == 0)
+
+
+def make_request(seed: int = 0) -> VideoRequest:
+    return read_request(make_body(seed), DecodeParameters(scale="none"), MODEL, ServiceConfig())
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
+def test_readers_of_one_whole_video_share_its_place_on_disk(
+    make_service: Callable[..., DecoderService], engine: FakeDecoder, cache_bytes: int
+) -> None:
+    decoder = make_service(cache_bytes=cache_bytes).decoder
+    deadline = time.monotonic() + 20
+    first = decoder.open(make_request(), deadline)
+    asyncio.run(first.wait_whole())
+    if cache_bytes:
+        first.leave()
+        first = decoder.open(make_request(), deadline)  # from the cache
+    assert decoder.open(make_request(), deadline) is first
+    first.leave()
+    assert first.path.exists()
+    first.leave()
+    assert not first.path.exists()
+    assert len(engine.batches) == 1
+
+
+def test_a_video_that_is_still_read_does_not_hold_its_latent(make_service: Callable[..., DecoderService]) -> None:
+    decoder = make_service().decoder
+    request = make_request()
+    latent = weakref.ref(request.latent)
+    video = decoder.open(request, time.monotonic() + 20)
+    asyncio.run(video.wait_whole())
+    del request
+    gc.disable()  # a cycle that is found some time is not enough
+    try:
+        wait_until(lambda: latent() is None)
+    finally:
+        gc.enable()
+    video.leave()
 
 
 def test_the_spool_is_empty_when_nobody_reads(make_client: Make) -> None:
