@@ -76,11 +76,13 @@ class Sink(Protocol):
 class VideoEncoder:
     """Writes one video, chunk by chunk.
 
-    ``sink`` gets everything when the encoder is closed; with ``fragmented`` (mp4 alone) each chunk as soon as it is
+    ``target`` gets everything when the encoder is closed; with ``fragmented`` (mp4 alone) each chunk as soon as it is
     encoded, but for its last frame. A fragmented file that is whole ends in an ``mfra`` box. As a context manager,
-    an error inside leaves nothing in the sink, or a fragmented file without that box.
+    an error inside leaves nothing in the target, or a fragmented file without that box.
 
     Args:
+        target: a path is written in place, removed by an error, and cannot be fragmented; a sink is given what was
+            written to a temporary file.
         fps: a float such as 29.97 means the NTSC rate.
         height, width: in pixels; even for mp4.
 
@@ -90,7 +92,7 @@ class VideoEncoder:
 
     def __init__(
         self,
-        sink: Sink,
+        target: Sink | Path,
         format: VideoFormat,
         fps: Fraction | float,
         height: int,
@@ -100,6 +102,8 @@ class VideoEncoder:
     ) -> None:
         if fragmented and format.container != "mp4":
             raise ValueError(f"container {format.container} cannot be fragmented: use mp4")
+        if fragmented and isinstance(target, Path):
+            raise ValueError(f"{target}: a fragmented video goes to a sink; open the file")
         if format.container == "mp4" and (height % 2 or width % 2):
             raise ValueError(f"frames of {height}x{width}: mp4 takes even sizes only; use mkv or png")
         if not MIN_FPS <= fps <= MAX_FPS:
@@ -107,16 +111,17 @@ class VideoEncoder:
         rate = (fps if isinstance(fps, Fraction) else exact_fps(fps)).limit_denominator(1001)
         self.num_frames = 0
         self._shape = (height, width, 3)
-        self._sink = _Valve(sink)
+        self._sink = None if isinstance(target, Path) else _Valve(target)
         # Where the whole file is needed before its first byte is known: mp4's index goes in front.
-        self._spool = None if fragmented else tempfile.TemporaryDirectory(prefix="video-")
-        self._path = Path(self._spool.name) / "video" if self._spool else None
+        self._spool = None if fragmented or self._sink is None else tempfile.TemporaryDirectory(prefix="video-")
+        self._path = Path(self._spool.name) / "video" if self._spool else target if isinstance(target, Path) else None
+        self._is_whole = False
         self._writer: _Writer
         try:
             if format.container == "png" and self._path is not None:
                 self._writer = _ZipWriter(self._path)
             else:
-                self._writer = _StreamWriter(self._path or self._sink, format, rate, height, width)
+                self._writer = _StreamWriter(self._path or cast(_Valve, self._sink), format, rate, height, width)
         except BaseException:
             self._discard()
             raise
@@ -145,17 +150,19 @@ class VideoEncoder:
             if self.num_frames == 0:
                 raise ValueError("a video without frames: add at least one")
             self._writer.finish()
-            if self._path is not None:
+            if self._path is not None and self._sink is not None:
                 with self._path.open("rb") as file:
                     shutil.copyfileobj(file, self._sink)
+            self._is_whole = True
         finally:
             self.abort()
 
     def abort(self) -> None:
-        """Give the video up: nothing more reaches the sink."""
+        """Give the video up: nothing more reaches the sink, and a file at a path is removed."""
         if not self._closed:
             self._closed = True
-            self._sink.shut = True
+            if self._sink is not None:
+                self._sink.shut = True
             # After an error, closing may fail too; the first error is the one to tell.
             with contextlib.suppress(Exception):
                 self._writer.release()
@@ -164,6 +171,8 @@ class VideoEncoder:
     def _discard(self) -> None:
         if self._spool is not None:
             self._spool.cleanup()
+        elif self._path is not None and not self._is_whole:
+            self._path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self

@@ -12,11 +12,11 @@ from pipeline.service.errors import RequestError
 
 
 class Held:
-    """A share of the account. Given back once, however often ``release`` is called."""
+    """A share of the account. Given back once, however often ``release`` is called. Of one request, so not thread-safe."""
 
-    def __init__(self, account: MemoryAccount, size_bytes: int) -> None:
+    def __init__(self, account: MemoryAccount) -> None:
         self._account = account
-        self._size_bytes = size_bytes
+        self._size_bytes = 0
 
     def __enter__(self) -> Held:
         return self
@@ -24,9 +24,25 @@ class Held:
     def __exit__(self, *exception: object) -> None:
         self.release()
 
+    def grow(self, size_bytes: int) -> None:
+        """Hold so much more. Raises: RequestError: as ``MemoryAccount.take``."""
+        self._account.add(size_bytes, self._size_bytes)
+        self._size_bytes += size_bytes
+
+    def shrink(self, size_bytes: int) -> None:
+        """Hold no more than so much from now on."""
+        given_back = max(0, self._size_bytes - size_bytes)
+        self._size_bytes -= given_back
+        self._account.give_back(given_back)
+
+    def hand_over(self) -> Held:
+        """This share in other hands: the end of a ``with`` block does not release it any more."""
+        taken = Held(self._account)
+        taken._size_bytes, self._size_bytes = self._size_bytes, 0
+        return taken
+
     def release(self) -> None:
-        size_bytes, self._size_bytes = self._size_bytes, 0
-        self._account.give_back(size_bytes)
+        self.shrink(0)
 
 
 class MemoryAccount:
@@ -43,21 +59,28 @@ class MemoryAccount:
 
     def take(self, size_bytes: int) -> Held:
         """Raises: RequestError: 429: others hold too much. 413: more than the whole budget."""
-        if size_bytes > self._limit_bytes:
+        held = Held(self)
+        held.grow(size_bytes)
+        return held
+
+    def add(self, size_bytes: int, already: int) -> None:
+        """Count so much for a share that has ``already`` so much."""
+        if already + size_bytes > self._limit_bytes:
             raise RequestError(
-                413, "too_large", f"the request needs {size_bytes} bytes of memory, service.memory_bytes is {self._limit_bytes}"
+                413,
+                "too_large",
+                f"the request needs {already + size_bytes} bytes of memory, service.memory_bytes is {self._limit_bytes}",
             )
         with self._lock:
             if self._held_bytes + size_bytes > self._limit_bytes:
                 raise RequestError(
                     429,
                     "memory_full",
-                    f"requests hold {self._held_bytes} bytes, this one needs {size_bytes} and service.memory_bytes is "
+                    f"requests hold {self._held_bytes} bytes, this one needs {size_bytes} more and service.memory_bytes is "
                     f"{self._limit_bytes}; try again when others have taken their answers",
                     retry_after_s=2,
                 )
             self._held_bytes += size_bytes
-        return Held(self, size_bytes)
 
     def give_back(self, size_bytes: int) -> None:
         with self._lock:

@@ -1,11 +1,13 @@
-"""Spooled videos as HTTP answers: whole, a part of one, or while it grows."""
+"""Answers that hold memory while they are sent: a file, a whole video, a part of one, or one that grows."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -14,22 +16,83 @@ from pipeline.service.account import Held
 from pipeline.service.errors import RequestError
 from pipeline.service.spool import SpooledVideo
 
+logger = logging.getLogger(__name__)
+
+MIN_BYTES_PER_S = 64 << 10
+PATIENCE_S = 60.0
+"""A client must take n bytes within ``PATIENCE_S + n / MIN_BYTES_PER_S``."""
+_POLL_S = 0.05
 _CHUNK_BYTES = 256 << 10
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
-class WholeVideo(Response):
+class HeldAnswer(Response):
+    """An answer whose memory is held until its client has it all, leaves, or takes it too slowly.
+
+    Where it fails or is too slow, the connection is cut: the answer is never ended properly.
+
+    Args:
+        held: released by the answer.
+        making_s: how long the body may take to be there.
+    """
+
+    def __init__(self, held: Held, status: int, headers: Mapping[str, str], media_type: str | None, making_s: float = 0) -> None:
+        super().__init__(None, status, headers, media_type)
+        if "content-length" not in headers:
+            del self.headers["content-length"]
+        self._held = held
+        self._making_s = making_s
+
+    def pieces(self) -> AsyncGenerator[bytes, None]:
+        """The body."""
+        raise NotImplementedError
+
+    def leave(self) -> None:
+        """Give back what the answer held."""
+        self._held.release()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        clock = asyncio.get_running_loop().time
+        until, sent = clock() + self._making_s + PATIENCE_S, 0
+        try:
+            async with asyncio.timeout_at(until) as limit, aclosing(self.pieces()) as pieces:
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                async for data in pieces:
+                    sent += len(data)
+                    limit.reschedule(until + sent / MIN_BYTES_PER_S)
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                await _wait_gone(receive)
+        except TimeoutError:
+            logger.warning("client too slow sent_bytes=%d", sent)
+            raise
+        finally:
+            self.leave()
+
+
+class WholeFile(HeldAnswer):
+    """Bytes that are all there."""
+
+    def __init__(self, data: bytes, media_type: str, held: Held) -> None:
+        super().__init__(held, 200, {"content-length": str(len(data))}, media_type)
+        self._data = data
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        yield self._data
+
+
+class WholeVideo(HeldAnswer):
     """A whole video with its length and a strong ETag; answers Range, If-Range and If-None-Match.
 
-    The video is left, and its memory given back, when the client has it all, or leaves.
+    Args:
+        video: left at the end.
+        held: grows by what is sent.
 
     Raises:
         RequestError: 416; 429 or 413: there is no memory for it.
     """
 
-    def __init__(
-        self, video: SpooledVideo, media_type: str, request_headers: Mapping[str, str], take_memory: Callable[[int], Held]
-    ) -> None:
+    def __init__(self, video: SpooledVideo, media_type: str, request_headers: Mapping[str, str], held: Held) -> None:
         self._video = video
         found = video.path.stat()
         # The name says latent, form and model; the time tells two makings of it apart, which may differ in bits.
@@ -47,50 +110,55 @@ class WholeVideo(Response):
             status = 206
         if status != 304:
             headers["content-length"] = str(self._end - self._start)
-        super().__init__(None, status, headers, media_type if status != 304 else None)
-        self._held = take_memory(self._end - self._start)
+        held.grow(self._end - self._start)
+        super().__init__(held.hand_over(), status, headers, media_type if status != 304 else None)
 
-    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
-        super().init_headers(headers)
-        if self.status_code == 304:
-            del self.headers["content-length"]
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        with self._video.path.open("rb") as file:
+            offset = self._start
+            while offset < self._end:
+                length = min(_CHUNK_BYTES, self._end - offset)
+                data = await asyncio.to_thread(os.pread, file.fileno(), length, offset)
+                offset += len(data)
+                yield data
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            with self._video.path.open("rb") as file:
-                offset = self._start
-                while offset < self._end:
-                    length = min(_CHUNK_BYTES, self._end - offset)
-                    data = await asyncio.to_thread(os.pread, file.fileno(), length, offset)
-                    offset += len(data)
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-            await _wait_gone(receive)
-        finally:
-            self._held.release()
-            self._video.leave()
+    def leave(self) -> None:
+        super().leave()
+        self._video.leave()
 
 
-class GrowingVideo(Response):
-    """A video that is sent while it grows. Where it fails, the connection is cut: the answer is never ended properly."""
+class GrowingVideo(HeldAnswer):
+    """A video that is sent while it grows. Where there is no memory for the next piece, that waits.
 
-    def __init__(self, video: SpooledVideo, media_type: str, held: Held) -> None:
+    Args:
+        video: left at the end.
+        held: grows by what is sent.
+        making_s: the video is whole by then.
+    """
+
+    def __init__(self, video: SpooledVideo, media_type: str, held: Held, making_s: float) -> None:
+        super().__init__(held.hand_over(), 200, {"cache-control": "private, no-store"}, media_type, making_s)
         self._video = video
-        self._held = held
-        super().__init__(None, 200, {"cache-control": "private, no-store"}, media_type)
-        del self.headers["content-length"]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        async with aclosing(self._video.follow()) as pieces:
+            async for data in pieces:
+                while not self._has_memory(len(data)):
+                    await asyncio.sleep(_POLL_S)
+                yield data
+
+    def leave(self) -> None:
+        super().leave()
+        self._video.leave()
+
+    def _has_memory(self, size_bytes: int) -> bool:
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async for data in self._video.follow():
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-            await _wait_gone(receive)
-        finally:
-            self._held.release()
-            self._video.leave()
+            self._held.grow(size_bytes)
+        except RequestError as error:
+            if error.retry_after_s is None:
+                raise
+            return False
+        return True
 
 
 async def _wait_gone(receive: Receive) -> None:
@@ -117,5 +185,7 @@ def _parse_range(value: str, size_bytes: int) -> tuple[int, int] | None:
     else:
         start, end = int(match[1]), min(size_bytes, int(match[2]) + 1 if match[2] else size_bytes)
     if start >= size_bytes:
-        raise RequestError(416, "range", f"the video has {size_bytes} bytes; there is none from {start} on")
+        error = RequestError(416, "range", f"the video has {size_bytes} bytes; there is none from {start} on")
+        error.headers["content-range"] = f"bytes */{size_bytes}"
+        raise error
     return (start, end) if start < end else None

@@ -109,8 +109,7 @@ def _add_datasets(app: FastAPI, service: DecoderService) -> None:
     @app.get("/v1/datasets/{name}/samples/{sample_id:path}/latent", tags=["datasets"], response_class=Response, responses=_ERRORS)
     async def sample_latent(name: str, sample_id: str) -> Response:
         """The latent as safetensors: key latent, unscaled, [C, F, H, W], stored dtype."""
-        data = await service.run(lambda: shown.find(name).read_latent_file(sample_id))
-        return Response(data, media_type="application/octet-stream")
+        return await service.answer_latent(name, sample_id)
 
     @app.get(
         "/v1/datasets/{name}/samples/{sample_id:path}/frame.png", tags=["datasets"], response_class=Response, responses=_ERRORS
@@ -201,7 +200,9 @@ def _add_errors(app: FastAPI, service: DecoderService) -> None:
 
 def error_response(error: RequestError) -> Response:
     """The error as every client is told it."""
-    headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+    headers = dict(error.headers)
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error.to_dict(), error.status, headers)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, cast
 
 from pipeline.service.errors import RequestError
 from pipeline.service.parameters import VideoRequest
@@ -45,7 +45,7 @@ class Coder:
         self._on_whole = on_whole
         self._skip = 0
         self._last: Future[None] | None = None
-        self._sink: IO[bytes] | None = None
+        self._sink: io.RawIOBase | None = None
         self._encoder: VideoEncoder | None = None
         self._error: RequestError | None = None
 
@@ -97,9 +97,15 @@ class Coder:
     def _code(self, frames: Frames) -> None:
         if self._encoder is None:
             request = self.request
-            self._sink = cast(IO[bytes], self._video.open_growing() if request.stream else self._video.path.open("w+b"))
+            if request.stream:
+                self._sink = self._video.open_growing()
             self._encoder = VideoEncoder(
-                self._sink, request.format, request.fps, request.height, request.width, fragmented=request.stream
+                self._sink or self._video.path,
+                request.format,
+                request.fps,
+                request.height,
+                request.width,
+                fragmented=request.stream,
             )
         self._encoder.add(frames)
 

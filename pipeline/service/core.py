@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -12,8 +14,8 @@ from starlette.responses import Response
 
 from pipeline.engine import Engine, ModelInfo
 from pipeline.service.account import Held, MemoryAccount
-from pipeline.service.answers import GrowingVideo, WholeVideo
-from pipeline.service.config import ServiceConfig
+from pipeline.service.answers import GrowingVideo, WholeFile, WholeVideo
+from pipeline.service.config import UPLOAD_COPIES, ServiceConfig
 from pipeline.service.datasets import ServedDatasets
 from pipeline.service.decoding import Decoder, too_late
 from pipeline.service.edge import client_headers
@@ -26,12 +28,11 @@ from pipeline.service.spool import SpooledVideo
 T = TypeVar("T")
 _THREADS = 8
 _UPLOAD_S = 60.0
+_BYTES_PER_VALUE = 12  # of a stored latent that is read: three copies, none above float32
 
 
 class DecoderService:
-    """What the routes and the handle's methods share.
-
-    Args:"""
+    """What the routes and the handle's methods share."""
 
     def __init__(
         self,
@@ -58,19 +59,29 @@ class DecoderService:
 
     async def answer_upload(self, request: Request, wanted: DecodeParameters) -> Response:
         """The answer to a body with a latent."""
+        deadline = self._deadline()
         headers = client_headers(request.scope)
-        with self._account.take(_declared_length(headers, self.limits.max_body_bytes)) as held:
-            asked = await self._parse(await self._read_body(request), wanted)
-            return await self._answer(asked, headers, held)
+        with self._account.take(UPLOAD_COPIES * _declared_length(headers, self.limits.max_body_bytes)) as held:
+            asked = await self._parse(await self._read_body(request, deadline), wanted)
+            return await self._answer(asked, headers, held, deadline)
 
     async def answer_sample(self, request: Request, name: str, sample_id: str, wanted: VideoParameters) -> Response:
-        """The answer with a dataset's sample."""
+        """The answer with a dataset's sample, decoded."""
+        deadline = self._deadline()
         shown = self.datasets.find(name)
 
         def ask() -> VideoRequest:
             return make_request(shown.read_latent(sample_id), shown.read_fps(sample_id), wanted, self._model, self.limits)
 
-        return await self._answer(await self.run(ask), client_headers(request.scope))
+        with await self._take_for_sample(name, sample_id) as held:
+            return await self._answer(await self.run(ask), client_headers(request.scope), held, deadline)
+
+    async def answer_latent(self, name: str, sample_id: str) -> Response:
+        """The answer with a dataset's latent, as it is stored."""
+        with await self._take_for_sample(name, sample_id) as held:
+            data = await self.run(lambda: self.datasets.find(name).read_latent_file(sample_id))
+            held.shrink(len(data))
+            return WholeFile(data, "application/octet-stream", held.hand_over())
 
     async def decode(self, body: bytes, wanted: DecodeParameters) -> bytes:
         """The whole video of a body. Raises: RequestError."""
@@ -80,8 +91,11 @@ class DecoderService:
         """The video of a body as its bytes come. Raises: RequestError."""
         if len(body) > self.limits.max_body_bytes:
             raise _too_large(len(body), self.limits.max_body_bytes)
-        with self._account.take(len(body)):
-            video = await self._open(await self._parse(body, wanted))
+        deadline = self._deadline()
+        with self._account.take(UPLOAD_COPIES * len(body)) as held:
+            asked = await self._parse(body, wanted)
+            held.shrink(len(body) + asked.latent.nbytes)
+            video = await self._open(asked, deadline)
             try:
                 async for data in video.follow():
                     yield data
@@ -101,17 +115,21 @@ class DecoderService:
     async def _parse(self, body: bytes, wanted: DecodeParameters) -> VideoRequest:
         return await self.run(lambda: read_request(body, wanted, self._model, self.limits))
 
-    async def _answer(self, asked: VideoRequest, headers: dict[str, str], held: Held | None = None) -> Response:
-        video = await self._open(asked)
+    async def _take_for_sample(self, name: str, sample_id: str) -> Held:
+        shape = (await self.run(lambda: self.datasets.find(name).show_sample(sample_id)))["latent"]["shape"]
+        return self._account.take(_BYTES_PER_VALUE * math.prod(shape or (0,)))
+
+    async def _answer(self, asked: VideoRequest, headers: dict[str, str], held: Held, deadline: float) -> Response:
+        held.shrink(asked.latent.nbytes)
+        video = await self._open(asked, deadline)
         try:
-            async with asyncio.timeout(self.limits.deadline_s):
+            async with asyncio.timeout(deadline - time.monotonic()):
                 await (video.wait_begun() if asked.stream else video.wait_whole())
-            if held is not None:
-                held.release()  # the latent is with the model, or past it
             media_type = asked.format.media_type
             if not video.is_whole:
-                return GrowingVideo(video, media_type, self._account.take(asked.raw_bytes))
-            return WholeVideo(video, media_type, headers, self._account.take)
+                return GrowingVideo(video, media_type, held, max(0.0, deadline - time.monotonic()))
+            held.release()  # the latent is past the model
+            return WholeVideo(video, media_type, headers, held)
         except TimeoutError:
             video.leave()
             raise too_late(self.limits.deadline_s) from None
@@ -119,11 +137,20 @@ class DecoderService:
             video.leave()
             raise
 
-    async def _open(self, asked: VideoRequest) -> SpooledVideo:
-        return await self.run(lambda: self.decoder.open(asked))
+    def _deadline(self) -> float:
+        """Of a request that arrives now."""
+        return time.monotonic() + self.limits.deadline_s
 
-    async def _read_body(self, request: Request) -> bytes:
-        limit, time_s = self.limits.max_body_bytes, min(_UPLOAD_S, self.limits.deadline_s)
+    async def _open(self, asked: VideoRequest, deadline: float) -> SpooledVideo:
+        opening = asyncio.get_running_loop().run_in_executor(self._threads, self.decoder.open, asked, deadline)
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:  # the client left; the thread opens the video all the same
+            opening.add_done_callback(_leave_opened)
+            raise
+
+    async def _read_body(self, request: Request, deadline: float) -> bytes:
+        limit, time_s = self.limits.max_body_bytes, min(_UPLOAD_S, deadline - time.monotonic())
         body = bytearray()
         try:
             async with asyncio.timeout(time_s):
@@ -136,6 +163,11 @@ class DecoderService:
         except ClientDisconnect:
             raise RequestError(400, "cut_body", "the connection ended before the body did") from None
         return bytes(body)
+
+
+def _leave_opened(opening: asyncio.Future[SpooledVideo]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().leave()
 
 
 def _declared_length(headers: dict[str, str], limit: int) -> int:

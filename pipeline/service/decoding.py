@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple, cast
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -57,6 +58,7 @@ class Decoder:
         self._cache = VideoCache(folder / "cache", config.cache_bytes)
         self._lock = threading.RLock()
         self._making: dict[str, Job[Order]] = {}
+        self._videos: WeakValueDictionary[str, SpooledVideo] = WeakValueDictionary()
         self._coders = ThreadPoolExecutor(config.max_batch, thread_name_prefix="coder")
         self._closing: list[Future[None]] = []
         self._beat_at = time.monotonic()
@@ -68,19 +70,21 @@ class Decoder:
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
 
-    def open(self, request: VideoRequest) -> SpooledVideo:
+    def open(self, request: VideoRequest, deadline: float) -> SpooledVideo:
         """The request's video, on its way or whole, with the caller as a reader.
+
+        Args:
+            deadline: when it must be whole, on the monotonic clock.
 
         Raises:
             RequestError: 429: too many wait already. 413, 503.
         """
         name = request.name(self._model_name)
         with self._lock:
-            if (video := self._join(name)) is not None or (video := self._fetch(name)) is not None:
+            if (video := self._join(name, deadline)) is not None or (video := self._fetch(name)) is not None:
                 return video
             self._metrics.count_cache("miss")
             video = self._spool.create(name, request.raw_bytes)
-            deadline = time.monotonic() + self._deadline_s
             job = Job(group=_group(request), deadline=deadline, work=Order(request, video))
             video.on_unread = lambda: self._abandon(job)
             try:
@@ -89,6 +93,7 @@ class Decoder:
                 video.leave()
                 raise
             self._making[name] = job
+            self._videos[name] = video
             return video
 
     def check_health(self) -> None:
@@ -109,24 +114,32 @@ class Decoder:
         self._coders.shutdown(wait=True)
         self._spool.close()
 
-    def _join(self, name: str) -> SpooledVideo | None:
-        """Read what is being made for somebody else."""
-        job = self._making.get(name)
-        if job is None or not job.work.video.join():
+    def _join(self, name: str, deadline: float) -> SpooledVideo | None:
+        """Read what is made for somebody else, or was and is still being read."""
+        video = self._videos.get(name)
+        if video is None or not video.join():
             return None
-        job.deadline = max(job.deadline, time.monotonic() + self._deadline_s)
-        self._metrics.count_cache("joined")
-        return job.work.video
+        job = self._making.get(name)
+        if job is not None:
+            job.deadline = max(job.deadline, deadline)
+        self._metrics.count_cache("joined" if job is not None else "hit")
+        return video
 
     def _fetch(self, name: str) -> SpooledVideo | None:
-        size_bytes = self._cache.size_of(name)
+        """Read what is kept. A cache that cannot be read keeps nothing."""
+        size_bytes, is_kept = None, False
+        with contextlib.suppress(OSError):
+            size_bytes = self._cache.size_of(name)
         if size_bytes is None:
             return None
         video = self._spool.create(name, size_bytes)
-        if not self._cache.fetch(name, video.path):
+        with contextlib.suppress(OSError):
+            is_kept = self._cache.fetch(name, video.path)
+        if not is_kept:
             video.leave()
             return None
         video.finish()
+        self._videos[name] = video
         self._metrics.count_cache("hit")
         return video
 
@@ -158,9 +171,7 @@ class Decoder:
     def _make(self, jobs: list[Job[Order]]) -> None:
         started = time.monotonic()
         coders = [self._coder(job) for job in jobs]
-        try:
-            self._decode(coders)
-        except Exception as error:
+        if (error := self._try_decode(coders)) is not None:
             self._decode_again(coders, error)
         # One batch's last frames may still be coded while the next is decoded, not more.
         wait(self._closing)
@@ -189,10 +200,19 @@ class Decoder:
             if coder.is_over:
                 continue
             coder.rewind()
-            try:
-                self._decode([coder])
-            except Exception as alone:
+            if (alone := self._try_decode([coder])) is not None:
                 self._blame(coder, alone)
+
+    def _try_decode(self, coders: Sequence[Coder]) -> Exception | None:
+        """The error if decoding failed, without its stack: that would keep alive what the model had in memory."""
+        try:
+            self._decode(coders)
+        except Exception as error:
+            if not isinstance(error, TerminalError) and not self._engine.is_out_of_memory(error):
+                logger.exception("decoding failed shape=%s clips=%d", list(coders[0].request.latent.shape), len(coders))
+            error.__cause__ = error.__context__ = None
+            return error.with_traceback(None)
+        return None
 
     def _decode(self, coders: Sequence[Coder]) -> None:
         """Give every coder the frames of its latent, chunk by chunk."""
@@ -214,7 +234,6 @@ class Decoder:
             shape = f"{coder.request.num_frames}x{coder.request.height}x{coder.request.width}"
             detail = f"this server's GPU has not the memory for a video of {shape}; ask for fewer pixels"
             return coder.fail(RequestError(413, "out_of_memory", detail))
-        logger.error("decoding failed shape=%s", list(coder.request.latent.shape), exc_info=error)
         coder.fail(RequestError(500, "internal", f"decoding failed by {type(error).__name__}; the server's log says more"))
         self._look_for_illness()
 

@@ -27,6 +27,8 @@ class RequestError(PipelineError):
         self.reason = reason
         self.detail = detail
         self.retry_after_s = retry_after_s
+        self.headers: dict[str, str] = {}
+        """What HTTP says beside it."""
 
     @classmethod
     def unprocessable(cls, error: TerminalError) -> RequestError:

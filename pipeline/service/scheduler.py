@@ -128,8 +128,13 @@ class Scheduler(Generic[T]):
     def _drop_dead(self) -> list[Job[T]]:
         """Take out jobs that nobody waits for, and return those whose time is over."""
         now = self._clock()
-        expired = [job for job in self._waiting if not job.abandoned and job.deadline <= now]
-        self._waiting = deque(job for job in self._waiting if not job.abandoned and job.deadline > now)
+        expired: list[Job[T]] = []
+        alive: deque[Job[T]] = deque()
+        for job in self._waiting:
+            if not job.abandoned:
+                # Read once: it may be put off from another thread meanwhile.
+                (alive if job.deadline > now else expired).append(job)
+        self._waiting = alive
         return expired
 
     def _estimate_wait_s(self) -> int:

@@ -15,7 +15,7 @@ import shutil
 import stat
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 
 from pipeline.errors import ConfigError
@@ -37,7 +37,7 @@ class SpooledVideo:
         """Says what it is: equal names, equal videos."""
         self.path = path
         self.reserved_bytes = reserved_bytes
-        self.on_unread: Callable[[], None] = lambda: None
+        self.on_unread: Callable[[], None] = _do_nothing
         """Called when the last reader left before the end. Set before there are readers."""
         self._on_removed = on_removed
         self._lock = threading.Lock()
@@ -100,6 +100,7 @@ class SpooledVideo:
                 self._size_bytes = self.path.stat().st_size
             is_unused = self._readers == 0 and self._is_written
             self._is_written = False
+        self.on_unread = _do_nothing  # it holds the latent, which slow readers need not
         self._wake()
         if is_unused:
             self._on_removed(self)
@@ -117,7 +118,7 @@ class SpooledVideo:
         if self._error is not None:
             raise self._error
 
-    async def follow(self) -> AsyncIterator[bytes]:
+    async def follow(self) -> AsyncGenerator[bytes, None]:
         """Its bytes as they come. Raises: RequestError: it failed, perhaps after its first bytes."""
         await self.wait_begun()
         with self.path.open("rb") as file:
@@ -154,6 +155,9 @@ class SpooledVideo:
         for loop, future in waiters:
             with contextlib.suppress(RuntimeError):  # the loop was closed
                 loop.call_soon_threadsafe(_set_done, future)
+
+
+def _do_nothing() -> None: ...
 
 
 def _set_done(future: asyncio.Future[None]) -> None:

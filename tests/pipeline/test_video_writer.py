@@ -237,6 +237,22 @@ def test_an_error_inside_leaves_no_file_that_looks_whole(container: Container, s
     assert list(spool.iterdir()) == []
 
 
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_path_is_written_in_place_and_an_error_removes_it(container: Container, tmp_path: Path, spool: Path) -> None:
+    (tmp_path / "out").mkdir()
+    path = tmp_path / "out" / "video"
+    with VideoEncoder(path, VideoFormat(container), 8, 180, 320) as encoder:
+        encoder.add(natural())
+        assert [found.name for found in spool.iterdir()] == ["out"]
+    assert path.read_bytes() == encode_video(natural(), 8, VideoFormat(container))
+    with pytest.raises(ZeroDivisionError), VideoEncoder(path, VideoFormat(container), 8, 180, 320) as encoder:  # noqa: PT012
+        encoder.add(natural())
+        raise ZeroDivisionError
+    assert not path.exists()
+    with pytest.raises(ValueError, match="goes to a sink"):
+        VideoEncoder(path, VideoFormat(), 8, 180, 320, fragmented=True)
+
+
 def test_an_error_inside_leaves_a_fragmented_mp4_without_its_end() -> None:
     pipe = Pipe()
     with pytest.raises(ZeroDivisionError), VideoEncoder(pipe, VideoFormat(), 8, 180, 320, fragmented=True) as encoder:  # noqa: PT012

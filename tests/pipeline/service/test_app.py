@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import io
+import threading
 import time
+import weakref
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import av
@@ -17,9 +22,15 @@ import torch
 from PIL import Image
 
 from pipeline.errors import TerminalError
+from pipeline.service.cache import VideoCache
+from pipeline.service.config import ServiceConfig
+from pipeline.service.core import DecoderService
+from pipeline.service.decoding import Decoder
+from pipeline.service.parameters import DecodeParameters, VideoRequest, read_request
+from pipeline.service.spool import SpooledVideo
 from tests.pipeline.fakes import ExhaustedError
 from tests.pipeline.service.asking import SCALE, Make, count_frames, decode, metric, reason, wait_until
-from tests.pipeline.service.fakes import FakeDecoder, make_body, make_latent
+from tests.pipeline.service.fakes import MODEL, FakeDecoder, make_body, make_latent
 
 
 @pytest.mark.parametrize(("frames", "expected"), [(1, 1), (3, 9), (4, 16), (13, 49)])
@@ -204,7 +215,7 @@ def test_a_full_queue_answers_429_with_a_time_and_serves_again_later(make_client
 def test_requests_over_the_memory_limit_are_told_to_come_again(make_client: Make, engine: FakeDecoder) -> None:
     shape = (16, 13, 4, 6)
     size = len(make_body(shape=shape))
-    client = make_client(memory_bytes=2 * size - 1, max_body_bytes=size)
+    client = make_client(memory_bytes=8 * size + 1000, max_body_bytes=size)
     engine.gate.clear()
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(decode, client, make_body(0, shape), crf=51)
@@ -217,8 +228,8 @@ def test_requests_over_the_memory_limit_are_told_to_come_again(make_client: Make
 
 
 def test_an_answer_counts_as_held_until_its_client_has_it(make_client: Make) -> None:
-    client = make_client(memory_bytes=5 << 20, max_body_bytes=1 << 20)
     body = make_body(shape=(16, 5, 40, 60))
+    client = make_client(memory_bytes=8 * len(body) + (2 << 20), max_body_bytes=len(body))
     large = {**SCALE, "container": "mkv"}
     with client.stream("POST", "/v1/decode", params=large, content=body) as answer:
         size = int(answer.headers["content-length"])
@@ -232,6 +243,48 @@ def test_an_answer_counts_as_held_until_its_client_has_it(make_client: Make) -> 
         assert sum(map(len, pieces)) == size - 1000
     wait_until(lambda: metric(client, "latents_held_bytes") == 0)
     assert client.post("/v1/decode", params=large, content=body).status_code == 200
+
+
+def test_a_stream_may_be_larger_raw_than_the_memory(make_client: Make) -> None:
+    body = make_body(shape=(16, 13, 40, 60))
+    client = make_client(memory_bytes=8 * len(body), max_body_bytes=len(body))
+    assert 8 * len(body) < 49 * 320 * 480 * 3
+    assert count_frames(decode(client, body, stream="true").content) == 49
+    wait_until(lambda: metric(client, "latents_held_bytes") == 0)
+
+
+def test_a_client_that_stops_reading_is_cut_off_and_holds_nothing_any_more(
+    make_client: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.service.answers.PATIENCE_S", 0.5)
+    monkeypatch.setattr("pipeline.service.answers.MIN_BYTES_PER_S", 1 << 40)
+    client = make_client(cache_bytes=0)
+    body = make_body(shape=(16, 13, 40, 60))
+    with client.stream("POST", "/v1/decode", params={**SCALE, "container": "mkv"}, content=body) as answer:
+        assert int(answer.headers["content-length"]) > 5 << 20  # more than sockets hold
+        wait_until(lambda: metric(client, "latents_held_bytes") == metric(client, "latents_spool_bytes") == 0)
+        with pytest.raises(httpx.HTTPError):
+            answer.read()
+
+
+def test_the_deadline_runs_from_the_arrival_of_the_request(make_client: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = make_client(deadline_s=20)
+    deadlines, sent_at = list[float](), list[float]()
+    open_now = Decoder.open
+
+    def open_noted(decoder: Decoder, request: VideoRequest, deadline: float) -> SpooledVideo:
+        deadlines.append(deadline)
+        return open_now(decoder, request, deadline)
+
+    def upload() -> Iterator[bytes]:
+        yield make_body()[:100]
+        time.sleep(1)
+        sent_at.append(time.monotonic())
+        yield make_body()[100:]
+
+    monkeypatch.setattr(Decoder, "open", open_noted)
+    assert client.post("/v1/decode", params=SCALE, content=upload()).status_code == 200
+    assert deadlines[0] < sent_at[0] + 20
 
 
 def test_a_request_past_its_deadline_is_answered_408(make_client: Make, engine: FakeDecoder) -> None:
@@ -285,6 +338,37 @@ def test_a_gpu_out_of_memory_says_so_without_harm_to_the_next(client: httpx.Clie
     assert client.get("/healthz").status_code == 200
 
 
+def test_a_batch_is_repeated_without_the_memory_of_the_failed_one(make_client: Make, engine: FakeDecoder) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def fails(latents: Sequence[torch.Tensor]) -> Exception | None:
+        alive.append(sum(reference() is not None for reference in held))
+        try:
+            activations = torch.zeros(8)
+            held.append(weakref.ref(activations))
+            if len(latents) > 1 or float(latents[0].max()) > 100:
+                raise ExhaustedError
+        except ExhaustedError as inner:
+            raise ExhaustedError from inner
+        return None
+
+    client = make_client()
+    engine.gate.clear()
+    with ThreadPoolExecutor(8) as pool:
+        blocker = pool.submit(decode, client, make_body(99))
+        wait_until(lambda: bool(engine.batches))
+        engine.fails = fails
+        bodies = [make_body(latent=torch.full((16, 3, 4, 6), 300.0)), make_body(1), make_body(2)]
+        answers = []
+        for number, body in enumerate(bodies, 1):
+            answers.append(pool.submit(decode, client, body))
+            wait_until(lambda: metric(client, "latents_queue") == number)  # noqa: B023
+        engine.gate.set()
+        assert [answer.result().status_code for answer in (blocker, *answers)] == [200, 413, 200, 200]
+    assert alive == [0, 0, 0, 0]
+
+
 def test_an_error_that_nobody_foresaw_is_a_500_and_the_replica_stays_if_the_model_is_well(
     client: httpx.Client, engine: FakeDecoder
 ) -> None:
@@ -306,6 +390,97 @@ def test_an_answer_that_fails_in_the_middle_does_not_look_whole(client: httpx.Cl
     engine.fails = lambda latents: RuntimeError("broken") if latents[0].shape[1] > 3 else None
     with pytest.raises(httpx.RemoteProtocolError):
         decode(client, make_body(shape=(16, 13, 4, 6)), stream="true")
+
+
+def test_a_client_that_leaves_while_its_video_is_opened_leaves_nothing_behind(
+    make_service: Callable[..., DecoderService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = make_service(cache_bytes=0)
+    begun, go, opened = threading.Event(), threading.Event(), list[SpooledVideo]()
+    open_now = service.decoder.open
+
+    def open_late(*asked: Any) -> SpooledVideo:
+        begun.set()
+        assert go.wait(20)
+        opened.append(open_now(*asked))
+        return opened[-1]
+
+    monkeypatch.setattr(service.decoder, "open", open_late)
+
+    async def leave() -> None:
+        asking = asyncio.create_task(service.decode(make_body(), DecodeParameters(scale="none")))
+        await asyncio.to_thread(begun.wait, 20)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        go.set()
+        await asyncio.to_thread(wait_until, lambda: bool(opened) and not opened[0].path.exists() and not opened[0].join())
+
+    asyncio.run(leave())
+    wait_until(lambda: 'latents_spool_bytes{replica="replica-1"} 0.0' in service.metrics.to_text())
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv", "webp", "png"])
+def test_a_video_being_made_lies_in_the_folder_of_the_service_alone(
+    make_client: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, container: str
+) -> None:
+    client = make_client()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    answer = decode(client, container=container)
+    assert answer.status_code == 200, answer.text
+
+
+def test_a_cache_that_cannot_be_read_is_a_miss_that_leaves_nothing_behind(
+    make_client: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = make_client()
+    first = decode(client)
+
+    def fetch(cache: VideoCache, name: str, target: Path) -> bool:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(VideoCache, "fetch", fetch)
+    assert decode(client).content == first.content
+    assert metric(client, "latents_cache_total", outcome="miss") == 2
+    wait_until(lambda: metric(client, "latents_spool_bytes") == 0)
+
+
+def make_request(seed: int = 0) -> VideoRequest:
+    return read_request(make_body(seed), DecodeParameters(scale="none"), MODEL, ServiceConfig())
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
+def test_readers_of_one_whole_video_share_its_place_on_disk(
+    make_service: Callable[..., DecoderService], engine: FakeDecoder, cache_bytes: int
+) -> None:
+    decoder = make_service(cache_bytes=cache_bytes).decoder
+    deadline = time.monotonic() + 20
+    first = decoder.open(make_request(), deadline)
+    asyncio.run(first.wait_whole())
+    if cache_bytes:
+        first.leave()
+        first = decoder.open(make_request(), deadline)  # from the cache
+    assert decoder.open(make_request(), deadline) is first
+    first.leave()
+    assert first.path.exists()
+    first.leave()
+    assert not first.path.exists()
+    assert len(engine.batches) == 1
+
+
+def test_a_video_that_is_still_read_does_not_hold_its_latent(make_service: Callable[..., DecoderService]) -> None:
+    decoder = make_service().decoder
+    request = make_request()
+    latent = weakref.ref(request.latent)
+    video = decoder.open(request, time.monotonic() + 20)
+    asyncio.run(video.wait_whole())
+    del request
+    gc.disable()  # a cycle that is found some time is not enough
+    try:
+        wait_until(lambda: latent() is None)
+    finally:
+        gc.enable()
+    video.leave()
 
 
 def test_the_spool_is_empty_when_nobody_reads(make_client: Make) -> None:

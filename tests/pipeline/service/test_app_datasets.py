@@ -83,6 +83,14 @@ def test_a_stored_latent_and_first_frame_come_as_they_are_stored(client: httpx.C
     assert (frame.headers["content-type"], frame.content[:4], len(frame.content)) == ("image/png", b"\x89PNG", 107)
 
 
+@pytest.mark.parametrize("path", ["video", "latent"])
+def test_a_sample_that_is_read_counts_against_the_memory(make_client: Make, path: str) -> None:
+    client = make_client(memory_bytes=200_000, max_body_bytes=25_000)  # its latent has 19,968 values
+    answer = client.get(f"/v1/datasets/clips/samples/sample-0003/{path}")
+    assert (answer.status_code, reason(answer)) == (413, "too_large")
+    assert metric(client, "latents_held_bytes") == 0
+
+
 def test_a_sample_and_its_latent_posted_are_one_video(client: httpx.Client, engine: FakeDecoder) -> None:
     video = client.get("/v1/datasets/clips/samples/sample-0003/video")
     posted = decode(client, client.get("/v1/datasets/clips/samples/sample-0003/latent").content, scale="none")
@@ -149,7 +157,9 @@ def test_a_range_that_cannot_be_answered_alone_gives_everything(client: httpx.Cl
 
 
 def test_a_range_behind_the_end_is_416(client: httpx.Client) -> None:
-    assert client.get(VIDEO, headers={"range": "bytes=99999999-"}).status_code == 416
+    size = client.get(VIDEO).headers["content-length"]
+    answer = client.get(VIDEO, headers={"range": "bytes=99999999-"})
+    assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{size}")
 
 
 def test_a_known_etag_is_not_sent_again_and_a_changed_one_gives_everything(client: httpx.Client) -> None:

@@ -96,6 +96,24 @@ def test_a_job_past_its_deadline_is_told_and_not_decoded() -> None:
     assert expired == ["late"]
 
 
+def test_a_job_that_is_put_off_while_the_queue_is_looked_at_is_not_lost() -> None:
+    class PutOff(Job[str]):
+        __slots__ = ("reads",)
+
+        @property
+        def deadline(self) -> float:  # type: ignore[override]
+            self.reads = getattr(self, "reads", 0) + 1
+            return 101 if self.reads == 2 else 1e9
+
+        @deadline.setter
+        def deadline(self, value: float) -> None: ...
+
+    scheduler, clock, expired = make()
+    scheduler.submit(PutOff(group="a", deadline=0, work="put off"))
+    clock.now = 150
+    assert [*take(scheduler), *expired] == ["put off"]
+
+
 def test_waiting_ends_when_a_job_comes() -> None:
     scheduler: Scheduler[str] = Scheduler(4, 4, lambda job: None)
     threading.Timer(0.05, lambda: scheduler.submit(job("1", deadline=time.monotonic() + 60))).start()
