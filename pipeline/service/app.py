@@ -98,7 +98,9 @@ def _add_datasets(app: FastAPI, service: DecoderService) -> None:
     async def list_samples(name: str, page: Annotated[PageParameters, Query()]) -> Response:
         """One page of samples."""
         query = SampleQuery(bucket=page.bucket or None, caption=page.caption or None, filters=tuple(filter(None, page.filter)))
-        return JSONResponse(await service.run(lambda: shown.find(name).list_samples(query, page.offset, page.limit)))
+        dataset = shown.find(name)
+        indices = await dataset.search(query)
+        return JSONResponse(await service.run(lambda: dataset.list_samples(indices, page.offset, page.limit)))
 
     # Ids of other programs' datasets may have slashes in them.
     @app.get("/v1/datasets/{name}/samples/{sample_id:path}/video", tags=["datasets"], response_class=Response, responses=_VIDEO)
