@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ import safetensors.torch
 import torch
 
 from pipeline.dataset import LatentDataset
+from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.schema import FIRST_FRAME_PNG, LATENT
 from pipeline.errors import ConfigError, DatasetError, TransientError
 from pipeline.filters import Filter, parse_filter
@@ -51,14 +53,17 @@ class Query:
 class ServedDatasets:
     """The datasets of a configuration, opened when the service starts. Thread-safe.
 
+    Args:
+        scaling_factor: of the VAE that will decode them; None: nothing will.
+
     Raises:
         ConfigError, DatasetError: one of them cannot be opened.
     """
 
-    def __init__(self, datasets: Mapping[str, ServedDataset]) -> None:
+    def __init__(self, datasets: Mapping[str, ServedDataset], scaling_factor: float | None = None) -> None:
         # One thread for all searches: they never take those that requests with latents need.
         searching = ThreadPoolExecutor(1, thread_name_prefix="search")
-        self._shown = {name: ShownDataset(name, served, searching) for name, served in datasets.items()}
+        self._shown = {name: ShownDataset(name, served, searching, scaling_factor) for name, served in datasets.items()}
 
     def describe(self) -> list[dict[str, Any]]:
         return [shown.describe() for shown in self._shown.values()]
@@ -84,7 +89,7 @@ class _Search:
 class ShownDataset:
     """One dataset."""
 
-    def __init__(self, name: str, served: ServedDataset, searching: Executor) -> None:
+    def __init__(self, name: str, served: ServedDataset, searching: Executor, scaling_factor: float | None) -> None:
         self.name = name
         self._searching = searching
         self._searches: dict[Query, _Search] = {}
@@ -93,6 +98,9 @@ class ShownDataset:
         )
         manifest = self._dataset.manifest
         self._model = manifest.model if manifest else None
+        self._warning = _compare(manifest, scaling_factor) if manifest and scaling_factor is not None else None
+        if self._warning:
+            logger.warning("another model dataset=%s: %s", name, self._warning)
         self._columns = self._dataset.fact_columns
         self._has_first_frame = FIRST_FRAME_PNG in self._dataset.blob_columns
         self._buckets = {key: len(indices) for key, indices in self._dataset.buckets.items()}
@@ -107,6 +115,7 @@ class ShownDataset:
             "columns": self._columns,
             "model": self._model,
             "has_first_frame": self._has_first_frame,
+            "warning": self._warning,
         }
 
     async def search(self, query: Query) -> Indices:
@@ -231,6 +240,17 @@ class ShownDataset:
         passes = np.zeros(len(self._dataset), np.bool_)
         passes[buckets[bucket]] = True
         return passes
+
+
+def _compare(manifest: Manifest, scaling_factor: float) -> str | None:
+    """What is wrong with decoding a dataset by a VAE of this factor; VAEs of one factor are taken for the same."""
+    if math.isclose(manifest.scaling_factor, scaling_factor, rel_tol=1e-6):
+        return None
+    maker = f"{manifest.scaling_factor:g} ({manifest.model or 'no known model'})"
+    return (
+        f"These latents were made by a VAE with scaling factor {maker}, and this service decodes with one of "
+        f"{scaling_factor:g}: the videos will not look right. Serve them with their own VAE."
+    )
 
 
 def _match(table: pa.Table, conditions: Sequence[Filter]) -> Rows:

@@ -75,8 +75,8 @@ class DecoderReplica:
     ) -> None:
         logging.getLogger("pipeline").setLevel(config.service.log_level.upper())
         self._app_name = config.service.name
-        datasets = ServedDatasets(config.datasets)
         model = load(config, resources)
+        datasets = ServedDatasets(config.datasets, model.info.scaling_factor)
         metrics = ServiceMetrics(serve.get_replica_context().replica_id.unique_id)
         self._service = DecoderService(model.engine, model.info, model.name, config.service, datasets, Gate(digests), metrics)
         self._service.ask_replicas = self._ask_replicas
@@ -119,8 +119,7 @@ def prepare(config: ServerConfig, environment: Mapping[str, str]) -> TokenDigest
         DatasetError: a dataset cannot be read.
     """
     digests = read_token(config.service.token_env, environment, required=not config.service.is_loopback)
-    ServedDatasets(config.datasets)
-    describe_model(config.vae)
+    ServedDatasets(config.datasets, describe_model(config.vae).scaling_factor)
     return digests
 
 
@@ -140,15 +139,16 @@ def serving(
         PipelineError: it does not start; with what Ray Serve says about it.
     """
     service = config.service
+    logging.getLogger("ray.serve").setLevel("WARNING")
     others = _find_applications()
+    if others is not None and service.name in others:
+        others = _replace(service, others)
     if others is not None and digests is None:
         raise ConfigError(
-            f"this cluster serves already, at an address that is not service.host; set {service.token_env} to a secret"
+            f"this cluster serves {', '.join(sorted(others))} already, at an address that is not service.host; set "
+            f"{service.token_env} to a secret"
         )
-    if others is not None and service.name in others:
-        raise ConfigError(f"this cluster serves a {service.name} already; stop it, or choose another service.name")
     resources = plan_replicas(config)
-    logging.getLogger("ray.serve").setLevel("WARNING")
     try:
         _start_serve(service)
         application = _build_deployment(config, resources).bind(config, resources, digests, load)
@@ -222,6 +222,21 @@ def _start_serve(service: ServiceConfig) -> None:
             f"service.host {service.host}, service.port {service.port}: cannot listen there; another program may, so choose "
             "another service.port"
         ) from error
+
+
+def _replace(service: ServiceConfig, running: set[str]) -> set[str] | None:
+    """End the application of the same name if that is wanted; gives the others, None: Ray Serve does not run any more."""
+    if not service.takeover:
+        raise ConfigError(
+            f"this cluster serves a {service.name} already, which may be left of a process that was killed; to replace it, "
+            f"set service.takeover: true; to end it, call ray.serve.delete({service.name!r}); or choose another service.name"
+        )
+    logger.warning("replacing application=%s", service.name)
+    serve.delete(service.name)
+    if others := running - {service.name}:
+        return others
+    serve.shutdown()  # so that it listens where this configuration says
+    return None
 
 
 def _find_applications() -> set[str] | None:

@@ -97,6 +97,13 @@ def test_requests_of_equal_shape_are_decoded_together(make_client: Make, engine:
     assert [len(batch) for batch in engine.batches] == [1, 3, 2]
 
 
+def test_a_scale_that_names_a_model_of_another_vae_is_refused_and_a_factor_is_not(client: httpx.Client) -> None:
+    answer = decode(client, scale="cogvideox-2b")
+    assert (answer.status_code, reason(answer)) == (422, "other_model")
+    assert decode(client, scale="1.15258426").status_code == 200
+    assert decode(client, scale="cogvideox-1.5-5b", role="first_frame").status_code == 200
+
+
 BAD_PARAMETERS: list[tuple[dict[str, Any], str]] = [
     ({"scale": "nan"}, "scale"),
     ({"scale": "0"}, "scale"),

@@ -16,6 +16,8 @@ import torch
 
 from pipeline.client import DecoderClient
 from pipeline.service.app import build_app
+from pipeline.service.config import ServedDataset
+from pipeline.service.datasets import ServedDatasets
 from pipeline.service.errors import RequestError
 from tests.pipeline.service.asking import Make, count_frames, decode, metric, reason
 from tests.pipeline.service.conftest import TOKEN, running
@@ -27,6 +29,15 @@ def test_datasets_are_described(client: httpx.Client) -> None:
     assert (described["name"], described["num_samples"], described["buckets"]) == ("clips", 12, {"49x64x96@8": 12})
     assert (described["model"], described["has_first_frame"]) == ("cogvideox-5b", True)
     assert {"caption", "psnr", "source_uri"} <= set(described["columns"])
+
+
+def test_a_dataset_of_another_vae_is_shown_with_a_warning(dataset: Path, caplog: pytest.LogCaptureFixture) -> None:
+    served = {"clips": ServedDataset(uri=str(dataset))}
+    (described,) = ServedDatasets(served, 1.15258426).describe()
+    assert "scaling factor 0.7 (cogvideox-5b)" in described["warning"]
+    assert "one of 1.15258" in caplog.text
+    (described,) = ServedDatasets(served, 0.7).describe()
+    assert described["warning"] is None
 
 
 def ids(client: httpx.Client, **query: Any) -> list[str]:
