@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> int:
     stop = threading.Event()
     try:
         digests = prepare(config, os.environ)
+        os.environ.pop(config.service.token_env, None)  # the processes of a private Ray inherit the rest
         is_private = os.environ.get("RAY_ADDRESS", "local") == "local"
         with contextlib.ExitStack() as running:
             running.enter_context(stop_on_signals(stop))

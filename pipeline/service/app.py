@@ -159,15 +159,15 @@ def _add_operations(app: FastAPI, service: DecoderService) -> None:
 def _add_pages(app: FastAPI) -> None:
     files = {path.name: path for path in sorted(_VIEWER.glob("*")) if path.suffix in _VIEWER_TYPES}
 
-    @app.get("/docs", include_in_schema=False)
+    @app.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
     async def docs() -> Response:
         return HTMLResponse(render_docs(app.openapi()), headers={"content-security-policy": DOCS_CSP})
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def index() -> Response:
         return _file("index.html")
 
-    @app.get("/{name}", include_in_schema=False)
+    @app.api_route("/{name}", methods=["GET", "HEAD"], include_in_schema=False)
     async def page_file(name: str) -> Response:
         return _file(name)
 

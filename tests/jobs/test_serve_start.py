@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from pipeline.client import DecoderClient
@@ -82,6 +83,9 @@ def test_the_job_serves_a_real_model_and_stops_on_ctrl_c(tiny_vae: Path, tmp_pat
             pytest.raises(RequestError),
         ):
             stranger.datasets()
+        below = psutil.Process(job.pid).children(recursive=True)
+        assert any(process.name().startswith("ray::") for process in below)
+        assert not any(token in process.environ().values() for process in below)
         job.send_signal(signal.SIGINT)
         assert job.wait(40) == 0
         assert job.stdout.read() == "stopping\n"
