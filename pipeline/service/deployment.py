@@ -5,6 +5,7 @@ A replica admits requests by itself: Serve's own limits stand far above, and onl
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import re
@@ -93,9 +94,9 @@ class DecoderReplica:
         async for data in self._service.decode_stream(body, parse_parameters(parameters)):
             yield data
 
-    def metrics_text(self) -> str:
+    async def metrics_text(self) -> str:
         """This replica's metrics."""
-        return self._service.metrics.to_text()
+        return await asyncio.to_thread(self._service.metrics.to_text)
 
     def check_health(self) -> None:
         """Serve replaces a replica for which this raises."""
@@ -108,7 +109,7 @@ class DecoderReplica:
     async def _ask_replicas(self) -> list[str]:
         handle = serve.get_deployment_handle(DEPLOYMENT, app_name=self._app_name)
         answers = await handle.broadcast("metrics_text").results_async(timeout_s=_METRICS_S, return_exceptions=True)
-        return [answer for answer in answers if isinstance(answer, str)] or [self.metrics_text()]
+        return [answer for answer in answers if isinstance(answer, str)] or [await self.metrics_text()]
 
 
 def prepare(config: ServerConfig, environment: Mapping[str, str]) -> TokenDigests | None:

@@ -7,6 +7,7 @@ import time
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import av
@@ -16,7 +17,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from pipeline.errors import TerminalError
+from pipeline.errors import ConfigError, TerminalError
 from tests.pipeline.fakes import ExhaustedError
 from tests.pipeline.service.asking import SCALE, Make, count_frames, decode, metric, reason, wait_until
 from tests.pipeline.service.fakes import FakeDecoder, make_body, make_latent
@@ -252,7 +253,8 @@ def test_a_request_past_its_deadline_is_answered_408(make_client: Make, engine: 
         engine.gate.set()
         answer = running.result()
         assert (answer.status_code, reason(answer)) == (408, "deadline")
-    assert decode(client, make_body(2)).status_code == 200
+    # On a busy machine even a good one may be late the first time.
+    wait_until(lambda: decode(client, make_body(2)).status_code == 200)
 
 
 def test_a_latent_that_decodes_to_nothing_finite_fails_alone(make_client: Make, engine: FakeDecoder) -> None:
@@ -313,6 +315,15 @@ def test_an_answer_that_fails_in_the_middle_does_not_look_whole(client: httpx.Cl
     engine.fails = lambda latents: RuntimeError("broken") if latents[0].shape[1] > 3 else None
     with pytest.raises(httpx.RemoteProtocolError):
         decode(client, make_body(shape=(16, 13, 4, 6)), stream="true")
+
+
+def test_a_folder_that_others_can_change_is_refused_as_a_whole(make_client: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    for name in ("spool", "cache"):
+        (folder / name).mkdir(parents=True, mode=0o700)
+    folder.chmod(0o777)  # who can rename its folders can put others in their places
+    with pytest.raises(ConfigError, match=f"{folder}: is no folder that only this user writes to"):
+        make_client()
 
 
 def test_the_spool_is_empty_when_nobody_reads(make_client: Make) -> None:
