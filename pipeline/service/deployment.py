@@ -17,6 +17,7 @@ import ray
 from ray import serve
 from ray.serve.config import BackpressureConfig
 
+from pipeline.cluster import count_gpu_slots
 from pipeline.engine import Engine, ModelInfo, best_device, describe_model, load_decoder
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.service.app import build_app
@@ -172,22 +173,18 @@ def plan_replicas(config: ServerConfig) -> ReplicaResources:
     Raises:
         ConfigError: there is no GPU although the configuration asks for one.
     """
-    found, wanted = ray.cluster_resources(), config.service
-    cpus, gpus = int(found.get("CPU", 0)), found.get("GPU", 0.0)
-    if not (config.vae.device == "cuda" or (config.vae.device == "auto" and gpus > 0)):
-        replicas = wanted.replicas or 1
+    wanted = config.service
+    slots = count_gpu_slots(config.vae.device, wanted.gpus_per_replica)
+    if slots is None:
+        replicas, cpus = wanted.replicas or 1, int(ray.cluster_resources().get("CPU", 0))
         return ReplicaResources(replicas=replicas, num_gpus=0, threads=wanted.threads_per_replica or max(1, cpus // replicas))
-    share = wanted.gpus_per_replica
-    per_gpu = int(1 / share + 1e-9)
-    slots = sum(int(node["Resources"].get("GPU", 0)) * per_gpu for node in ray.nodes() if node["Alive"])
-    if slots < 1:
-        raise ConfigError(f"vae.device is cuda, but the cluster's nodes offer {gpus:g} GPUs; set vae.device: cpu")
     if wanted.replicas is not None and wanted.replicas > slots:
         raise ConfigError(
-            f"service.replicas is {wanted.replicas}, but {slots} fit the cluster's {gpus:g} GPUs; lower it, or "
-            "service.gpus_per_replica"
+            f"service.replicas is {wanted.replicas}, but {slots} fit the cluster's GPUs; lower it, or service.gpus_per_replica"
         )
-    return ReplicaResources(replicas=wanted.replicas or slots, num_gpus=share, threads=wanted.threads_per_replica)
+    return ReplicaResources(
+        replicas=wanted.replicas or slots, num_gpus=wanted.gpus_per_replica, threads=wanted.threads_per_replica
+    )
 
 
 def _build_deployment(config: ServerConfig, resources: ReplicaResources) -> Any:
