@@ -60,13 +60,13 @@ class VideoCache:
                 return
             os.fsync(file.fileno())  # what appears under the key is whole, also after a power cut
         with locked_folder(self._folder):
+            if self.size_of(name) is not None:
+                return
             total = self.used_bytes()
             if total + size_bytes > self._limit_bytes:
                 total = self._make_room(size_bytes, sorted(self._files()))
-            with contextlib.suppress(FileExistsError):
-                os.link(source, self._folder / name)
-                total += size_bytes
-            self._write_total(total)
+            os.link(source, self._folder / name)
+            self._write_total(total + size_bytes)
 
     def used_bytes(self) -> int:
         """Of all replicas of this machine."""
