@@ -22,6 +22,8 @@ from pipeline.progress import LogHandler
 from pipeline.service.command_line import parse_server_config
 from pipeline.service.deployment import prepare, serving
 
+_AFTER = "on a shared cluster the service may go on: service.takeover replaces it"
+
 
 def main(arguments: list[str]) -> int:
     config = parse_server_config(arguments)
@@ -30,11 +32,12 @@ def main(arguments: list[str]) -> int:
     stop = threading.Event()
     try:
         digests = prepare(config, os.environ)
+        os.environ.pop(config.service.token_env, None)  # the processes of a private Ray inherit the rest
         is_private = os.environ.get("RAY_ADDRESS", "local") == "local"
         with contextlib.ExitStack() as running:
-            running.enter_context(stop_on_signals(stop))
+            running.enter_context(stop_on_signals(stop, _AFTER))
             running.enter_context(ray_cluster())
-            running.enter_context(stop_on_signals(stop))  # once more: ray.init puts its own handlers in place
+            running.enter_context(stop_on_signals(stop, _AFTER))  # once more: ray.init puts its own handlers in place
             url = running.enter_context(serving(config, digests, cluster_ends=is_private))
             print(f"ready: {url} is the viewer, {url}docs says what programs can ask; Ctrl-C stops", flush=True)
             stop.wait()

@@ -154,11 +154,15 @@ class DecoderClient:
             if answer.is_error:
                 answer.read()
                 _check(answer)
-            tail = b""
+            if "content-length" in answer.headers:
+                yield from answer.iter_raw()
+                return
+            tail = bytearray()
             for data in answer.iter_raw():
-                tail = (tail + data)[-_TAIL_BYTES:]
+                tail += data
+                del tail[:-_TAIL_BYTES]
                 yield data
-            if "content-length" not in answer.headers and not ends_whole(tail):
+            if not ends_whole(tail):
                 raise AnswerCutError("the video ended without its mfra box: it was cut")
 
     def _repeat(self, call: Callable[[], T]) -> T:
@@ -232,7 +236,7 @@ def to_body(latent: torch.Tensor) -> bytes:
 _TAIL_BYTES = 1 << 20
 
 
-def ends_whole(tail: bytes) -> bool:
+def ends_whole(tail: bytes | bytearray) -> bool:
     """Whether the last bytes of a fragmented mp4 are those of a whole one: its mfra box ends it and says its own size."""
     if len(tail) < 24 or tail[-12:-8] != b"mfro":
         return False

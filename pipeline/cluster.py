@@ -73,7 +73,13 @@ def ray_cluster() -> Iterator[None]:
     else:
         # A job with a working_dir has its own runtime environment, which may not be given twice.
         in_job = '"working_dir"' in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")
-        ray.init(address=address, logging_level="warning", runtime_env=None if in_job else runtime_env)
+        logger.info("joining cluster address=%s", address)  # Ray tries for minutes where none answers
+        try:
+            ray.init(address=address, logging_level="warning", runtime_env=None if in_job else runtime_env)
+        except (ConnectionError, TimeoutError, RuntimeError) as error:
+            raise ConfigError(
+                f"RAY_ADDRESS is {address}, and no Ray cluster answers there: {error}; unset it to start one on this machine"
+            ) from error
     try:
         yield
     finally:
@@ -99,8 +105,8 @@ class ClusterSession(contextlib.ExitStack):
 
 
 @contextlib.contextmanager
-def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the run to stop; a second one ends it at once.
+def stop_on_signals(stop: threading.Event, after: str = "the same command resumes") -> Iterator[None]:
+    """SIGINT and SIGTERM ask the run to stop; a second one ends it at once and says what comes ``after``.
 
     The handler only sets a flag: an exception raised in it would be swallowed inside ``ray.get``.
     """
@@ -110,7 +116,7 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
-            os.write(2, b"stopping at once; the same command resumes\n")
+            os.write(2, f"stopping at once; {after}\n".encode())
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         stop.set()
@@ -166,30 +172,41 @@ def plan_actors(config: JobConfig) -> ActorResources:
     Raises:
         ConfigError: the cluster has no CPU for decoding, or no GPU although the run asks for one.
     """
-    resources = ray.cluster_resources()
-    cpus, gpus = int(resources.get("CPU", 0)), resources.get("GPU", 0.0)
+    cpus = int(ray.cluster_resources().get("CPU", 0))
     if cpus < 1:
         raise ConfigError("the cluster offers no CPU, but decoding needs num_cpus=1; start a node with --num-cpus")
-    wants_gpu = config.vae.device == "cuda" or (config.vae.device == "auto" and gpus > 0)
-    if not wants_gpu:
+    share = config.cluster.gpus_per_actor
+    slots = count_gpu_slots(config.vae.device, share)
+    if slots is None:
         actors = config.cluster.actors or 1
         threads = config.cluster.threads_per_actor or max(1, cpus // actors)
         return ActorResources(actors=actors, num_gpus=0, threads=threads, frame_budget_bytes=_frame_budget(config, actors))
-    share = config.cluster.gpus_per_actor
-    per_gpu = int(1 / share + 1e-9)
-    # An actor has its share of one GPU: what is left over of two does not make a third.
-    slots = sum(int(node["Resources"].get("GPU", 0)) * per_gpu for node in ray.nodes() if node["Alive"])
-    if slots < 1:
-        raise ConfigError(f"vae.device is cuda, but the cluster's nodes offer {gpus:g} GPUs; set vae.device: cpu")
     actors = min(config.cluster.actors or slots, slots)
     if config.cluster.actors and config.cluster.actors > slots:
-        logger.warning("only %d of %d actors fit %g GPUs", slots, config.cluster.actors, gpus)
+        logger.warning("only %d of %d actors fit the cluster's GPUs", slots, config.cluster.actors)
     return ActorResources(
         actors=actors,
         num_gpus=share,
         threads=config.cluster.threads_per_actor,
         frame_budget_bytes=_frame_budget(config, actors),
     )
+
+
+def count_gpu_slots(device: str, share: float) -> int | None:
+    """How many models fit the cluster's GPUs, each on a share of one; None: they work on CPU.
+
+    Raises:
+        ConfigError: the device is cuda, and there is no GPU.
+    """
+    gpus = ray.cluster_resources().get("GPU", 0.0)
+    if not (device == "cuda" or (device == "auto" and gpus > 0)):
+        return None
+    # What is left over of two GPUs does not make a third.
+    per_gpu = int(1 / share + 1e-9)
+    slots = sum(int(node["Resources"].get("GPU", 0)) * per_gpu for node in ray.nodes() if node["Alive"])
+    if slots < 1:
+        raise ConfigError(f"vae.device is cuda, but the cluster's nodes offer {gpus:g} GPUs; set vae.device: cpu")
+    return slots
 
 
 def _frame_budget(config: JobConfig, actors: int) -> int:

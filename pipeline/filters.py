@@ -46,17 +46,19 @@ class Filter:
         if self.operator == "~":
             return self.value.casefold() in str(found).casefold()
         if isinstance(found, bool):
-            return _COMPARE[self.operator](found, self._truth())
+            return _COMPARE[self.operator](found, self.truth())
         if isinstance(found, int | float):
-            return _COMPARE[self.operator](found, self._number())
+            return _COMPARE[self.operator](found, self.number())
         return _COMPARE[self.operator](str(found), self.value)
 
-    def _truth(self) -> bool:
+    def truth(self) -> bool:
+        """The value for a column of truth values. Raises: ConfigError: it is none."""
         if self.value.lower() not in ("true", "false"):
             raise ConfigError(f"filter {self}: {self.column!r} is true or false, and {self.value!r} is neither")
         return self.value.lower() == "true"
 
-    def _number(self) -> int | float:
+    def number(self) -> int | float:
+        """The value for a column of numbers. Raises: ConfigError: it is none."""
         try:
             return int(self.value)
         except ValueError:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.dataset.catalog import Location
@@ -69,6 +70,14 @@ class ShardAccess:
         """Small columns of a whole shard; kept, since its other rows will be wanted too."""
         process = self._process
         return process.tables.get((file, *columns), lambda: _read_columns(process.storage, file, columns))[0]
+
+    def read_fact_rows(
+        self, file: str, row_groups: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], columns: Sequence[str]
+    ) -> pa.Table:
+        """Small columns of some samples of a shard; kept as those of ``read_facts``."""
+        process = self._process
+        table, starts = process.tables.get((file, *columns), lambda: _read_columns(process.storage, file, columns))
+        return table.take(pa.array(starts[row_groups] + rows))
 
     def read_fact_row(self, file: str, row_group: int, row: int, columns: Sequence[str]) -> dict[str, Any]:
         """Small columns of one sample."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,6 +80,15 @@ class Catalog:
         """File, row group, and row within it."""
         return self._files[self._file_of[index]], int(self._row_groups[index]), int(self._rows[index])
 
+    def keys(self, indices: npt.NDArray[np.int64]) -> pa.Table:
+        """``sample_id`` and ``bucket_key`` of some samples."""
+        codes = pa.DictionaryArray.from_arrays(self.bucket_of[indices], pa.array(self.bucket_keys, pa.string()))
+        return pa.table({"sample_id": self.sample_ids.take(pa.array(indices)), "bucket_key": codes.cast(pa.string())})
+
+    def places(self, indices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Row groups of some samples, and their rows within them."""
+        return self._row_groups[indices], self._rows[indices]
+
     def locate(self, index: int, blob: str) -> Location:
         offsets, lengths = self._spans[blob]
         shape, dtype, xxh3 = (self._table[f"{blob}_{part}"][index].as_py() for part in ("shape", "dtype", "xxh3"))
@@ -98,6 +107,14 @@ class Catalog:
         """The files, in the order of their samples."""
         codes, first = np.unique(self._file_of, return_index=True)
         return [self._files[code] for code in codes[np.argsort(first)]]
+
+    def samples_of_files(self) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
+        """Each file with the indices of its samples, in the order of its first sample."""
+        order = np.argsort(self._file_of, kind="stable")
+        ends = np.flatnonzero(np.diff(self._file_of[order])) + 1
+        groups = [group for group in np.split(order, ends) if len(group)]
+        for group in sorted(groups, key=lambda group: int(group[0])):
+            yield self._files[self._file_of[group[0]]], group
 
     def take(self, indices: npt.NDArray[np.int64]) -> Catalog:
         return Catalog(self._table.take(pa.array(indices)), self.recipes, self.columns)

@@ -180,6 +180,17 @@ class LatentDataset(torch.utils.data.Dataset[dict[str, Any]]):
         rest = [name for name in columns if name not in keys]
         return {**keys, **(self._access.read_fact_row(*self._catalog.position(index), rest) if rest else {})}
 
+    def fact_tables(self, columns: Sequence[str]) -> Iterator[tuple[npt.NDArray[np.int64], pa.Table]]:
+        """``facts`` of all samples, file by file: the indices of its samples, and a table with one row for each."""
+        rest = [name for name in columns if name not in ("sample_id", "bucket_key")]
+        for file, indices in self._catalog.samples_of_files():
+            table = self._catalog.keys(indices)
+            if rest:
+                facts = self._access.read_fact_rows(file, *self._catalog.places(indices), rest)
+                for name in rest:
+                    table = table.append_column(name, facts[name])
+            yield indices, table
+
     def blob(self, index: int, column: str) -> bytes:
         """One of ``blob_columns`` of one sample."""
         return bytes(self._access.read_blob(self._catalog.locate(index, column), column))

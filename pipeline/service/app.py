@@ -98,7 +98,9 @@ def _add_datasets(app: FastAPI, service: DecoderService) -> None:
     async def list_samples(name: str, page: Annotated[PageParameters, Query()]) -> Response:
         """One page of samples."""
         query = SampleQuery(bucket=page.bucket or None, caption=page.caption or None, filters=tuple(filter(None, page.filter)))
-        return JSONResponse(await service.run(lambda: shown.find(name).list_samples(query, page.offset, page.limit)))
+        dataset = shown.find(name)
+        indices = await dataset.search(query)
+        return JSONResponse(await service.run(lambda: dataset.list_samples(indices, page.offset, page.limit)))
 
     # Ids of other programs' datasets may have slashes in them.
     @app.get("/v1/datasets/{name}/samples/{sample_id:path}/video", tags=["datasets"], response_class=Response, responses=_VIDEO)
@@ -156,15 +158,15 @@ def _add_operations(app: FastAPI, service: DecoderService) -> None:
 def _add_pages(app: FastAPI) -> None:
     files = {path.name: path for path in sorted(_VIEWER.glob("*")) if path.suffix in _VIEWER_TYPES}
 
-    @app.get("/docs", include_in_schema=False)
+    @app.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
     async def docs() -> Response:
         return HTMLResponse(render_docs(app.openapi()), headers={"content-security-policy": DOCS_CSP})
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def index() -> Response:
         return _file("index.html")
 
-    @app.get("/{name}", include_in_schema=False)
+    @app.api_route("/{name}", methods=["GET", "HEAD"], include_in_schema=False)
     async def page_file(name: str) -> Response:
         return _file(name)
 

@@ -47,6 +47,8 @@ class ServiceConfig(Section):
 
     name: str = "latents-decoder"
     """Of the Ray Serve application; other Ray programs find it by this."""
+    takeover: bool = False
+    """Replace a service of this name that runs on the cluster, such as one whose starting process was killed."""
     host: str = "127.0.0.1"
     """Address to listen on. Any but a loopback address needs the token."""
     port: int = Field(default=8477, ge=1, le=65535)

@@ -105,8 +105,8 @@ class DecoderService:
     async def collect_metrics(self) -> str:
         """Of all replicas that answer in time."""
         if self.ask_replicas is None:
-            return self.metrics.to_text()
-        return merge_texts(await self.ask_replicas())
+            return await asyncio.to_thread(self.metrics.to_text)
+        return await asyncio.to_thread(merge_texts, await self.ask_replicas())
 
     def close(self) -> None:
         self.decoder.close()

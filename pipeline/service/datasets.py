@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import safetensors.torch
 import torch
 
 from pipeline.dataset import LatentDataset
+from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.schema import FIRST_FRAME_PNG, LATENT
 from pipeline.errors import ConfigError, DatasetError, TransientError
 from pipeline.filters import Filter, parse_filter
-from pipeline.latents.types import plain_columns
 from pipeline.service.config import ServedDataset
 from pipeline.service.errors import RequestError
+from pipeline.service.searching import Rows, match_rows
 from pipeline.types import exact_fps
+
+Indices = npt.NDArray[np.int64]
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +53,17 @@ class Query:
 class ServedDatasets:
     """The datasets of a configuration, opened when the service starts. Thread-safe.
 
+    Args:
+        scaling_factor: of the VAE that will decode them; None: nothing will.
+
     Raises:
         ConfigError, DatasetError: one of them cannot be opened.
     """
 
-    def __init__(self, datasets: Mapping[str, ServedDataset]) -> None:
-        self._shown = {name: ShownDataset(name, served) for name, served in datasets.items()}
+    def __init__(self, datasets: Mapping[str, ServedDataset], scaling_factor: float | None = None) -> None:
+        # One thread for all searches: they never take those that requests with latents need.
+        searching = ThreadPoolExecutor(1, thread_name_prefix="search")
+        self._shown = {name: ShownDataset(name, served, searching, scaling_factor) for name, served in datasets.items()}
 
     def describe(self) -> list[dict[str, Any]]:
         return [shown.describe() for shown in self._shown.values()]
@@ -64,20 +76,35 @@ class ServedDatasets:
         return self._shown[name]
 
 
+@dataclass(slots=True)
+class _Search:
+    """One that is under way or waits for its turn."""
+
+    result: Future[Indices]
+    given_up: threading.Event
+    waiting: int = 0
+    """Requests that want its result."""
+
+
 class ShownDataset:
     """One dataset."""
 
-    def __init__(self, name: str, served: ServedDataset) -> None:
+    def __init__(self, name: str, served: ServedDataset, searching: Executor, scaling_factor: float | None) -> None:
         self.name = name
+        self._searching = searching
+        self._searches: dict[Query, _Search] = {}
         self._dataset = LatentDataset(
             served.uri, storage_options=served.storage_options, allow_incomplete=True, allow_mixed_recipes=True
         )
         manifest = self._dataset.manifest
         self._model = manifest.model if manifest else None
+        self._warning = _compare(manifest, scaling_factor) if manifest and scaling_factor is not None else None
+        if self._warning:
+            logger.warning("another model dataset=%s: %s", name, self._warning)
         self._columns = self._dataset.fact_columns
         self._has_first_frame = FIRST_FRAME_PNG in self._dataset.blob_columns
         self._buckets = {key: len(indices) for key, indices in self._dataset.buckets.items()}
-        self._selections: OrderedDict[Query, npt.NDArray[np.int64]] = OrderedDict()
+        self._selections: OrderedDict[Query, Indices] = OrderedDict()
         self._lock = threading.Lock()
 
     def describe(self) -> dict[str, Any]:
@@ -88,11 +115,39 @@ class ShownDataset:
             "columns": self._columns,
             "model": self._model,
             "has_first_frame": self._has_first_frame,
+            "warning": self._warning,
         }
 
-    def list_samples(self, query: Query, offset: int, limit: int) -> dict[str, Any]:
-        """One page. Raises: RequestError: 422: a condition that cannot be read."""
-        indices = self._select(query)
+    async def search(self, query: Query) -> Indices:
+        """Indices of the samples that a query asks for, in order; those of the last queries are kept.
+
+        Equal queries at the same time are one search, which stops when nobody waits for it any more.
+
+        Raises:
+            RequestError: 422: a condition that cannot be read.
+        """
+        if query in self._selections:
+            self._selections.move_to_end(query)
+            return self._selections[query]
+        search = self._searches.get(query)
+        if search is None:
+            given_up = threading.Event()
+            search = self._searches[query] = _Search(self._searching.submit(self._select, query, given_up), given_up)
+        search.waiting += 1
+        try:
+            indices = await asyncio.shield(asyncio.wrap_future(search.result))
+        finally:
+            search.waiting -= 1
+            if search.waiting == 0:
+                del self._searches[query]
+                search.given_up.set()
+        self._selections[query] = indices
+        if len(self._selections) > _KEPT_SELECTIONS:
+            self._selections.popitem(last=False)
+        return indices
+
+    def list_samples(self, indices: Indices, offset: int, limit: int) -> dict[str, Any]:
+        """One page of what a search found."""
         page = [self._summary(int(index)) for index in indices[offset : offset + limit]]
         return {"total": len(indices), "offset": offset, "limit": limit, "samples": page}
 
@@ -147,29 +202,17 @@ class ShownDataset:
         with _explained():
             return self._dataset.facts(index, names)
 
-    def _select(self, query: Query) -> npt.NDArray[np.int64]:
-        """Indices of the samples that a query asks for, in order. Those of the last queries are kept."""
-        with self._lock:
-            if query in self._selections:
-                self._selections.move_to_end(query)
-                return self._selections[query]
+    def _select(self, query: Query, given_up: threading.Event) -> Indices:
         conditions = self._parse(query)
-        indices = self._in_bucket(query.bucket)
+        passes = self._in_bucket(query.bucket)
         if conditions:
             names = list(dict.fromkeys(condition.column for condition in conditions))
-            indices = np.array([index for index in indices if self._passes(int(index), names, conditions)], np.int64)
-        with self._lock:
-            self._selections[query] = indices
-            if len(self._selections) > _KEPT_SELECTIONS:
-                self._selections.popitem(last=False)
-        return indices
-
-    def _passes(self, index: int, names: Sequence[str], conditions: Sequence[Filter]) -> bool:
-        row = plain_columns(self._facts(index, names))
-        try:
-            return all(condition.match(row) for condition in conditions)
-        except ConfigError as error:
-            raise RequestError(422, "bad_filter", str(error)) from error
+            with _explained():
+                for indices, table in self._dataset.fact_tables(names):
+                    if given_up.is_set():
+                        raise RequestError(503, "given_up", "nobody waits for this search any more")
+                    passes[indices] &= _match(table, conditions)
+        return np.flatnonzero(passes)
 
     def _parse(self, query: Query) -> list[Filter]:
         try:
@@ -187,14 +230,34 @@ class ShownDataset:
                 )
         return conditions
 
-    def _in_bucket(self, bucket: str | None) -> npt.NDArray[np.int64]:
+    def _in_bucket(self, bucket: str | None) -> Rows:
         if bucket is None:
-            return np.arange(len(self._dataset))
+            return np.ones(len(self._dataset), np.bool_)
         buckets = self._dataset.buckets
         if bucket not in buckets:
             there = ", ".join(list(buckets)[:20]) or "none"
             raise RequestError(422, "no_bucket", f"{self.name} has no bucket {bucket[:100]!r}; there are: {there}")
-        return buckets[bucket]
+        passes = np.zeros(len(self._dataset), np.bool_)
+        passes[buckets[bucket]] = True
+        return passes
+
+
+def _compare(manifest: Manifest, scaling_factor: float) -> str | None:
+    """What is wrong with decoding a dataset by a VAE of this factor; VAEs of one factor are taken for the same."""
+    if math.isclose(manifest.scaling_factor, scaling_factor, rel_tol=1e-6):
+        return None
+    maker = f"{manifest.scaling_factor:g} ({manifest.model or 'no known model'})"
+    return (
+        f"These latents were made by a VAE with scaling factor {maker}, and this service decodes with one of "
+        f"{scaling_factor:g}: the videos will not look right. Serve them with their own VAE."
+    )
+
+
+def _match(table: pa.Table, conditions: Sequence[Filter]) -> Rows:
+    try:
+        return match_rows(table, conditions)
+    except ConfigError as error:
+        raise RequestError(422, "bad_filter", str(error)) from error
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from pipeline.service.errors import RequestError
 from pipeline.service.metrics import ServiceMetrics
 from pipeline.service.parameters import VideoRequest
 from pipeline.service.scheduler import Job, Scheduler
-from pipeline.service.spool import Spool, SpooledVideo
+from pipeline.service.spool import Spool, SpooledVideo, make_private_folder
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ class Decoder:
         self._metrics = metrics
         self._deadline_s = config.deadline_s
         self._scheduler: Scheduler[Order] = Scheduler(config.max_queue, config.max_batch, self._expire)
-        folder = config.disk_folder
+        config.disk_folder.parent.mkdir(parents=True, exist_ok=True)
+        folder = make_private_folder(config.disk_folder)
         self._spool = Spool(folder / "spool", config.spool_bytes)
         self._cache = VideoCache(folder / "cache", config.cache_bytes)
         self._lock = threading.RLock()
@@ -66,7 +67,7 @@ class Decoder:
         self._stopping = threading.Event()
         metrics.watch("latents_queue", "Requests that wait for the model.", lambda: len(self._scheduler))
         metrics.watch("latents_spool_bytes", "Videos being made or sent.", lambda: self._spool.used_bytes)
-        metrics.watch("latents_cache_bytes", "Videos kept on this machine.", self._cache.used_bytes)
+        metrics.watch("latents_cache_bytes", "Videos kept on this machine.", self._cache.used_bytes, of_machine=True)
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
 

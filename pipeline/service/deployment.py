@@ -5,9 +5,11 @@ A replica admits requests by itself: Serve's own limits stand far above, and onl
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import re
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,7 @@ import ray
 from ray import serve
 from ray.serve.config import BackpressureConfig
 
+from pipeline.cluster import count_gpu_slots
 from pipeline.engine import Engine, ModelInfo, best_device, describe_model, load_decoder
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.service.app import build_app
@@ -75,8 +78,8 @@ class DecoderReplica:
     ) -> None:
         logging.getLogger("pipeline").setLevel(config.service.log_level.upper())
         self._app_name = config.service.name
-        datasets = ServedDatasets(config.datasets)
         model = load(config, resources)
+        datasets = ServedDatasets(config.datasets, model.info.scaling_factor)
         metrics = ServiceMetrics(serve.get_replica_context().replica_id.unique_id)
         self._service = DecoderService(model.engine, model.info, model.name, config.service, datasets, Gate(digests), metrics)
         self._service.ask_replicas = self._ask_replicas
@@ -93,9 +96,9 @@ class DecoderReplica:
         async for data in self._service.decode_stream(body, parse_parameters(parameters)):
             yield data
 
-    def metrics_text(self) -> str:
+    async def metrics_text(self) -> str:
         """This replica's metrics."""
-        return self._service.metrics.to_text()
+        return await asyncio.to_thread(self._service.metrics.to_text)
 
     def check_health(self) -> None:
         """Serve replaces a replica for which this raises."""
@@ -108,7 +111,7 @@ class DecoderReplica:
     async def _ask_replicas(self) -> list[str]:
         handle = serve.get_deployment_handle(DEPLOYMENT, app_name=self._app_name)
         answers = await handle.broadcast("metrics_text").results_async(timeout_s=_METRICS_S, return_exceptions=True)
-        return [answer for answer in answers if isinstance(answer, str)] or [self.metrics_text()]
+        return [answer for answer in answers if isinstance(answer, str)] or [await self.metrics_text()]
 
 
 def prepare(config: ServerConfig, environment: Mapping[str, str]) -> TokenDigests | None:
@@ -119,8 +122,7 @@ def prepare(config: ServerConfig, environment: Mapping[str, str]) -> TokenDigest
         DatasetError: a dataset cannot be read.
     """
     digests = read_token(config.service.token_env, environment, required=not config.service.is_loopback)
-    ServedDatasets(config.datasets)
-    describe_model(config.vae)
+    ServedDatasets(config.datasets, describe_model(config.vae).scaling_factor)
     return digests
 
 
@@ -140,15 +142,16 @@ def serving(
         PipelineError: it does not start; with what Ray Serve says about it.
     """
     service = config.service
+    logging.getLogger("ray.serve").setLevel("WARNING")
     others = _find_applications()
+    if others is not None and service.name in others:
+        others = _replace(service, others)
     if others is not None and digests is None:
         raise ConfigError(
-            f"this cluster serves already, at an address that is not service.host; set {service.token_env} to a secret"
+            f"this cluster serves {', '.join(sorted(others))} already, at an address that is not service.host; set "
+            f"{service.token_env} to a secret"
         )
-    if others is not None and service.name in others:
-        raise ConfigError(f"this cluster serves a {service.name} already; stop it, or choose another service.name")
     resources = plan_replicas(config)
-    logging.getLogger("ray.serve").setLevel("WARNING")
     try:
         _start_serve(service)
         application = _build_deployment(config, resources).bind(config, resources, digests, load)
@@ -171,22 +174,18 @@ def plan_replicas(config: ServerConfig) -> ReplicaResources:
     Raises:
         ConfigError: there is no GPU although the configuration asks for one.
     """
-    found, wanted = ray.cluster_resources(), config.service
-    cpus, gpus = int(found.get("CPU", 0)), found.get("GPU", 0.0)
-    if not (config.vae.device == "cuda" or (config.vae.device == "auto" and gpus > 0)):
-        replicas = wanted.replicas or 1
+    wanted = config.service
+    slots = count_gpu_slots(config.vae.device, wanted.gpus_per_replica)
+    if slots is None:
+        replicas, cpus = wanted.replicas or 1, int(ray.cluster_resources().get("CPU", 0))
         return ReplicaResources(replicas=replicas, num_gpus=0, threads=wanted.threads_per_replica or max(1, cpus // replicas))
-    share = wanted.gpus_per_replica
-    per_gpu = int(1 / share + 1e-9)
-    slots = sum(int(node["Resources"].get("GPU", 0)) * per_gpu for node in ray.nodes() if node["Alive"])
-    if slots < 1:
-        raise ConfigError(f"vae.device is cuda, but the cluster's nodes offer {gpus:g} GPUs; set vae.device: cpu")
     if wanted.replicas is not None and wanted.replicas > slots:
         raise ConfigError(
-            f"service.replicas is {wanted.replicas}, but {slots} fit the cluster's {gpus:g} GPUs; lower it, or "
-            "service.gpus_per_replica"
+            f"service.replicas is {wanted.replicas}, but {slots} fit the cluster's GPUs; lower it, or service.gpus_per_replica"
         )
-    return ReplicaResources(replicas=wanted.replicas or slots, num_gpus=share, threads=wanted.threads_per_replica)
+    return ReplicaResources(
+        replicas=wanted.replicas or slots, num_gpus=wanted.gpus_per_replica, threads=wanted.threads_per_replica
+    )
 
 
 def _build_deployment(config: ServerConfig, resources: ReplicaResources) -> Any:
@@ -209,6 +208,12 @@ def _build_deployment(config: ServerConfig, resources: ReplicaResources) -> Any:
 
 
 def _start_serve(service: ServiceConfig) -> None:
+    taken = ConfigError(
+        f"service.host {service.host}, service.port {service.port}: cannot listen there; another program does, so choose "
+        "another service.port"
+    )
+    if _answers(service.host, service.port):
+        raise taken  # another Ray Serve would share the port with this one, each getting some of the requests
     try:
         serve.start(
             proxy_location="HeadOnly" if service.is_loopback else "EveryNode",
@@ -218,10 +223,29 @@ def _start_serve(service: ServiceConfig) -> None:
     except Exception as error:
         if "Failed to bind" not in str(error):
             raise PipelineError(f"Ray Serve does not start: {_last_error(str(error))}") from error
+        raise taken from error
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether somebody listens there already."""
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=2):  # 0.0.0.0 leads to this machine
+        return True
+    return False
+
+
+def _replace(service: ServiceConfig, running: set[str]) -> set[str] | None:
+    """End the application of the same name if that is wanted; gives the others, None: Ray Serve does not run any more."""
+    if not service.takeover:
         raise ConfigError(
-            f"service.host {service.host}, service.port {service.port}: cannot listen there; another program may, so choose "
-            "another service.port"
-        ) from error
+            f"this cluster serves a {service.name} already, which may be left of a process that was killed; to replace it, "
+            f"set service.takeover: true; to end it, call ray.serve.delete({service.name!r}); or choose another service.name"
+        )
+    logger.warning("replacing application=%s", service.name)
+    serve.delete(service.name)
+    if others := running - {service.name}:
+        return others
+    serve.shutdown()  # so that it listens where this configuration says
+    return None
 
 
 def _find_applications() -> set[str] | None:

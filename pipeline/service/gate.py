@@ -1,7 +1,8 @@
 """Who may ask: a bearer token, a session cookie made from it, or, without a token, this machine alone.
 
-The token itself stays in the process that started the service: replicas are given two digests of it, one to compare
-with and one to sign session cookies with, so that it cannot be read from what Ray keeps about them.
+Replicas are given a digest of the token, to compare with, and a random key, to sign session cookies with, that is another
+at each start. Who can read what the cluster keeps about its actors can forge a session with that key, though not say the
+token: such people must be trusted.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ class TokenDigests:
 
     @classmethod
     def of(cls, token: str) -> TokenDigests:
-        return cls(bearer=_digest("bearer", token), session_key=_digest("session", token))
+        return cls(bearer=_digest("bearer", token), session_key=secrets.token_bytes(32))
 
 
 def read_token(variable: str, environment: Mapping[str, str], *, required: bool) -> TokenDigests | None:
@@ -77,6 +79,9 @@ class Gate:
             RequestError: 401: no valid token or session. 403: another site's page, or another name for this machine.
         """
         self.check_origin(headers)
+        # Images and videos of a page are asked for without Origin, and on the open loopback with no cookie to withhold.
+        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            raise RequestError(403, "other_site", "a page of another site may not use this service")
         if self._digests is None:
             self._check_host(headers.get("host", ""))
         elif "authorization" in headers:

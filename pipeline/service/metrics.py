@@ -1,7 +1,11 @@
-"""What Prometheus is told. Each replica counts for itself under its own ``replica`` label."""
+"""What Prometheus is told. Each replica counts for itself under its own ``replica`` label.
+
+What the replicas of a machine share has a ``machine`` label instead, and stands once in the merged text.
+"""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -47,10 +51,10 @@ class ServiceMetrics:
         self._frames.labels(self._replica).inc(frames)
         self._busy.labels(self._replica).inc(seconds)
 
-    def watch(self, name: str, help_text: str, read: Callable[[], float]) -> None:
-        """Show a value that is read when it is asked for."""
-        gauge = Gauge(name, help_text, ("replica",), registry=self._registry)
-        gauge.labels(self._replica).set_function(read)
+    def watch(self, name: str, help_text: str, read: Callable[[], float], *, of_machine: bool = False) -> None:
+        """Show a value that is read when it is asked for; ``of_machine``: its replicas share it."""
+        label, value = ("machine", socket.gethostname()) if of_machine else ("replica", self._replica)
+        Gauge(name, help_text, (label,), registry=self._registry).labels(value).set_function(read)
 
     def to_text(self) -> str:
         return generate_latest(self._registry).decode()
@@ -63,7 +67,8 @@ def merge_texts(texts: Iterable[str]) -> str:
         for family in text_string_to_metric_families(text):
             known = families.setdefault(family.name, family)
             if known is not family:
-                known.samples.extend(family.samples)
+                there = [sample.labels for sample in known.samples if "machine" in sample.labels]
+                known.samples.extend(sample for sample in family.samples if sample.labels not in there)
     return generate_latest(_Merged(families.values())).decode()
 
 

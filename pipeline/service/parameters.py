@@ -20,7 +20,7 @@ from pipeline.engine import ModelInfo
 from pipeline.errors import ConfigError, TerminalError
 from pipeline.latents.file import choose_tensor, parse_tensors
 from pipeline.latents.layout import Layout, find_layout, to_clips
-from pipeline.latents.scale import drop_pad, unscale
+from pipeline.latents.scale import drop_pad, find_multiplier, unscale
 from pipeline.service.config import ServiceConfig
 from pipeline.service.errors import RequestError
 from pipeline.types import exact_fps
@@ -150,6 +150,7 @@ def read_request(body: bytes, wanted: DecodeParameters, model: ModelInfo, limits
         if layout.startswith("B") and len(tensor) != 1:
             raise RequestError(422, "several_clips", f"the tensor holds {len(tensor)} clips; send one clip a request")
         scale = parse_scale(wanted.scale)
+        _check_model(scale, model)
         latent = drop_pad(to_clips(tensor, layout)[0], scale, wanted.drop_frames)
         # Before anything of the latent's size is computed.
         check_limits(tuple(latent.shape), model, limits)
@@ -159,6 +160,18 @@ def read_request(body: bytes, wanted: DecodeParameters, model: ModelInfo, limits
     except ConfigError as error:
         raise RequestError(422, "bad_scale", str(error)) from error
     return make_request(latent, parse_fps(wanted.fps), wanted, model, limits)
+
+
+def _check_model(scale: str | float, model: ModelInfo) -> None:
+    """A scale that names a model means latents of its VAE; one that is a number says what it means itself."""
+    factor = find_multiplier(scale) if isinstance(scale, str) else None
+    if factor is not None and not math.isclose(factor, model.scaling_factor, rel_tol=1e-6):
+        raise RequestError(
+            422,
+            "other_model",
+            f"scale {scale}: its VAE has scaling factor {factor:g}, and this service decodes with one of "
+            f"{model.scaling_factor:g}; ask a service that has that VAE, or give the factor as a number if this is the right one",
+        )
 
 
 def make_request(

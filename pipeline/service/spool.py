@@ -260,9 +260,15 @@ class Spool:
 
 
 def make_private_folder(folder: Path) -> Path:
-    """A folder that nobody else can write to. Raises: ConfigError: it is somebody else's."""
+    """A folder that nobody else can write to; the one above it must be there.
+
+    Whoever owns the one above can put another in its place: begin with ``service.folder``.
+
+    Raises:
+        ConfigError: it is somebody else's.
+    """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
     except OSError as error:
         raise ConfigError(f"service.folder: {folder}: {error.strerror}; name a folder that can be written") from error

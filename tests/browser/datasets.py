@@ -59,9 +59,9 @@ def make_walk(folder: Path) -> None:
 
 
 def make_half(folder: Path) -> None:
-    """Two samples in float16, the second of them broken; no first frames."""
+    """Two samples in float16, the second of them broken; no first frames; of another VAE than the service's."""
     samples = [(0, make_latent(0, WIDE, "float16")), (1, make_broken_latent("float16"))]
-    _make_dataset(folder, [(WIDE, samples)], "float16", first_frame=False)
+    _make_dataset(folder, [(WIDE, samples)], "float16", first_frame=False, model="cogvideox-2b", scaling_factor=1.15258426)
 
 
 def make_full(folder: Path) -> None:
@@ -70,7 +70,13 @@ def make_full(folder: Path) -> None:
 
 
 def _make_dataset(
-    folder: Path, shards: list[tuple[Bucket, list[tuple[int, torch.Tensor]]]], dtype: str, *, first_frame: bool
+    folder: Path,
+    shards: list[tuple[Bucket, list[tuple[int, torch.Tensor]]]],
+    dtype: str,
+    *,
+    first_frame: bool,
+    model: str = "cogvideox-5b",
+    scaling_factor: float = 0.7,
 ) -> None:
     storage = Storage(str(folder))
     schema = build_schema(logvar=False, first_frame=first_frame, passthrough=pa.schema([("caption", pa.string())]))
@@ -81,7 +87,7 @@ def _make_dataset(
         path = shard_path(summary.bucket_key, summary.index, summary.shard_id)
         assert storage.put_file_if_absent(path, spool)
         committed.append((path, summary))
-    info = DatasetInfo(schema=schema, scaling_factor=0.7, dtype=dtype, model="cogvideox-5b")
+    info = DatasetInfo(schema=schema, scaling_factor=scaling_factor, dtype=dtype, model=model)
     publish_dataset(storage, committed, [], info, threads=1)
 
 

@@ -103,7 +103,7 @@ class RunningService:
 def run_service(datasets: Mapping[str, Path], folder: Path, *, token: str | None = None) -> Iterator[RunningService]:
     """Serve datasets on a free loopback port."""
     limits = ServiceConfig(folder=str(folder))
-    served = ServedDatasets({name: ServedDataset(uri=str(uri)) for name, uri in datasets.items()})
+    served = ServedDatasets({name: ServedDataset(uri=str(uri)) for name, uri in datasets.items()}, MODEL.scaling_factor)
     gate = Gate(TokenDigests.of(token) if token else None)
     engine: Any = GreyEngine()
     service = DecoderService(engine, MODEL, "grey", limits, served, gate, ServiceMetrics("test"))

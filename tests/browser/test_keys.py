@@ -33,11 +33,18 @@ def test_walk_goes_on_over_the_ends_of_a_page(page: Page) -> None:
     page.wait_range(f"1–50 of {TOTAL}")
 
 
-def test_walk_stops_at_the_last_sample(page: Page) -> None:
-    page.open(dataset="half", sample=sample_id(0))
-    page.wait_sample(sample_id(0))
-    page.press("k")
-    assert page.js("location.hash").endswith(sample_id(0))
+@pytest.mark.parametrize(
+    ("key", "end", "page_number", "back", "before"), [("k", 0, 1, "j", 1), ("j", TOTAL - 1, 2, "k", TOTAL - 2)]
+)
+def test_walk_stops_at_the_first_and_at_the_last_sample(
+    page: Page, key: str, end: int, page_number: int, back: str, before: int
+) -> None:
+    page.open(dataset="walk", page=page_number, sample=sample_id(end))
+    page.wait_sample(sample_id(end))
+    page.press(key)
+    assert page.js("location.hash").endswith(sample_id(end))
+    page.press(back)  # had the step beyond the end led anywhere, this one would lead back to it
+    page.wait_sample(sample_id(before))
 
 
 def test_n_and_p_turn_pages(page: Page) -> None:

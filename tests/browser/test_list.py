@@ -33,6 +33,15 @@ def test_list_says_what_a_sample_is(page: Page) -> None:
     assert page.text("#list li:nth-child(5) .title") == "no caption"
 
 
+def test_dataset_of_another_vae_is_shown_with_a_warning(page: Page) -> None:
+    page.open(dataset="half")
+    page.wait_range("1–2 of 2")
+    assert "made by a VAE with scaling factor 1.15258 (cogvideox-2b)" in page.text("#dataset-warning")
+    page.choose("#dataset", "walk")
+    page.wait_range(f"1–50 of {TOTAL}")
+    assert not page.is_visible("#dataset-warning")
+
+
 def test_caption_filter_waits_for_the_end_of_typing(page: Page) -> None:
     page.open()
     page.wait_range(f"1–50 of {TOTAL}")

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from pipeline.client import DecoderClient
@@ -36,6 +37,22 @@ def test_a_port_that_is_taken_and_a_model_that_does_not_load_are_said(cluster: N
         serving(config, None, load_nothing),
     ):
         pass
+
+
+@pytest.mark.slow
+def test_a_service_left_by_a_process_that_was_killed_is_named_and_replaced_on_request(cluster: None, tmp_path: Path) -> None:
+    def config(takeover: bool) -> ServerConfig:
+        settings = {"port": free_port(), "folder": str(tmp_path), "takeover": takeover}
+        return ServerConfig(vae={"weights": "unused", "device": "cpu"}, service=settings)  # type: ignore[arg-type]
+
+    with contextlib.ExitStack() as killed:
+        left = killed.enter_context(serving(config(takeover=False), None, load_fake))
+        with pytest.raises(ConfigError, match=r"serves a latents-decoder already.*service\.takeover"):
+            killed.enter_context(serving(config(takeover=False), None, load_fake))
+        with serving(config(takeover=True), None, load_fake) as url:
+            assert httpx.get(f"{url}readyz").status_code == 200
+            with pytest.raises(httpx.ConnectError):
+                httpx.get(f"{left}readyz")
 
 
 def test_an_address_open_to_others_is_refused_without_a_token(tiny_vae: Path) -> None:
@@ -66,6 +83,9 @@ def test_the_job_serves_a_real_model_and_stops_on_ctrl_c(tiny_vae: Path, tmp_pat
             pytest.raises(RequestError),
         ):
             stranger.datasets()
+        below = psutil.Process(job.pid).children(recursive=True)
+        assert any(process.name().startswith("ray::") for process in below)
+        assert not any(token in process.environ().values() for process in below)
         job.send_signal(signal.SIGINT)
         assert job.wait(40) == 0
         assert job.stdout.read() == "stopping\n"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline import cluster
-from pipeline.cluster import check_shared_paths, plan_actors
+from pipeline.cluster import check_shared_paths, plan_actors, ray_cluster
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 
@@ -105,3 +105,13 @@ def test_a_cluster_without_a_cpu_for_decoding_is_refused(tmp_path: Path, monkeyp
     use(monkeypatch, FakeRay({"GPU": 1}))
     with pytest.raises(ConfigError, match="no CPU"):
         plan_actors(make_config(tmp_path))
+
+
+def test_an_address_where_no_cluster_answers_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**settings: Any) -> None:
+        raise ConnectionError("ray client connection timeout")
+
+    monkeypatch.setattr(cluster, "ray", SimpleNamespace(is_initialized=lambda: False, init=init))
+    monkeypatch.setenv("RAY_ADDRESS", "ray://nowhere.invalid:1")
+    with pytest.raises(ConfigError, match=r"RAY_ADDRESS is ray://nowhere\.invalid:1, and no Ray cluster answers"), ray_cluster():
+        pass

@@ -81,7 +81,9 @@ function openSample({ dataset, sample }) {
 
 function fillDataset(dataset, view) {
   byId("dataset").value = view.dataset;
-  const { buckets = {}, columns = [], num_samples: samples, model } = dataset ?? {};
+  const { buckets = {}, columns = [], num_samples: samples, model, warning } = dataset ?? {};
+  byId("dataset-warning").textContent = warning ?? "";
+  byId("dataset-warning").hidden = !warning;
   byId("dataset-facts").textContent = dataset ? [`${formatCount(samples)} samples`, model].filter(Boolean).join(" · ") : "";
   const options = Object.entries(buckets).map(([key, count]) => new Option(`${key} (${formatCount(count)})`, key));
   byId("bucket").replaceChildren(new Option("all", ""), ...options);

@@ -46,7 +46,8 @@ def make_service(engine: FakeDecoder, dataset: Path, tmp_path: Path) -> Iterator
         limits = ServiceConfig(**{"folder": str(tmp_path / "disk"), "deadline_s": 20, **settings})
         shown = {name: ServedDataset(uri=uri) for name, uri in (datasets or {"clips": str(dataset)}).items()}
         gate = Gate(TokenDigests.of(token) if token else None)
-        services.append(DecoderService(engine, MODEL, "model", limits, ServedDatasets(shown), gate, ServiceMetrics("replica-1")))
+        served = ServedDatasets(shown, MODEL.scaling_factor)
+        services.append(DecoderService(engine, MODEL, "model", limits, served, gate, ServiceMetrics("replica-1")))
         return services[-1]
 
     yield make

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ import torch
 
 from pipeline.client import DecoderClient
 from pipeline.service.app import build_app
+from pipeline.service.config import ServedDataset
+from pipeline.service.datasets import ServedDatasets
 from pipeline.service.errors import RequestError
-from tests.pipeline.service.asking import Make, count_frames, decode, metric, reason
+from tests.pipeline.service.asking import Make, count_frames, decode, metric, reason, wait_until
 from tests.pipeline.service.conftest import TOKEN, running
-from tests.pipeline.service.fakes import FakeDecoder
+from tests.pipeline.service.fakes import FakeDecoder, make_body
 
 
 def test_datasets_are_described(client: httpx.Client) -> None:
@@ -27,6 +29,15 @@ def test_datasets_are_described(client: httpx.Client) -> None:
     assert (described["name"], described["num_samples"], described["buckets"]) == ("clips", 12, {"49x64x96@8": 12})
     assert (described["model"], described["has_first_frame"]) == ("cogvideox-5b", True)
     assert {"caption", "psnr", "source_uri"} <= set(described["columns"])
+
+
+def test_a_dataset_of_another_vae_is_shown_with_a_warning(dataset: Path, caplog: pytest.LogCaptureFixture) -> None:
+    served = {"clips": ServedDataset(uri=str(dataset))}
+    (described,) = ServedDatasets(served, 1.15258426).describe()
+    assert "scaling factor 0.7 (cogvideox-5b)" in described["warning"]
+    assert "one of 1.15258" in caplog.text
+    (described,) = ServedDatasets(served, 0.7).describe()
+    assert described["warning"] is None
 
 
 def ids(client: httpx.Client, **query: Any) -> list[str]:
@@ -197,6 +208,22 @@ def test_another_name_for_this_machine_is_refused_without_a_token(client: httpx.
     assert (answer.status_code, reason(answer)) == (403, "other_host")
 
 
+def test_a_page_of_another_site_starts_no_decoding_and_may_lead_to_the_viewer(client: httpx.Client, engine: FakeDecoder) -> None:
+    elsewhere = {"sec-fetch-site": "cross-site"}
+    answer = client.get(VIDEO, headers=elsewhere)
+    assert (answer.status_code, reason(answer)) == (403, "other_site")
+    assert engine.batches == []
+    for path in ("/", "/viewer.js", "/viewer.css"):
+        assert client.get(path, headers=elsewhere).status_code == 200
+
+
+def test_pages_answer_head(client: httpx.Client) -> None:
+    for path in ("/", "/docs", "/viewer.js"):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["content-length"] == str(len(client.get(path).content))
+
+
 def test_pages_load_nothing_from_elsewhere(client: httpx.Client) -> None:
     for path in ("/docs", "/"):
         answer = client.get(path)
@@ -223,9 +250,23 @@ def test_metrics_count_by_route_never_by_address(client: httpx.Client) -> None:
 
 
 def test_closing_answers_what_waits(make_service: Any, engine: FakeDecoder) -> None:
-    service = make_service()
+    service = make_service(max_batch=1)
     engine.gate.clear()
-    threading.Timer(0.2, engine.gate.set).start()
-    service.close()
+    with (
+        running(build_app(service)) as url,
+        httpx.Client(base_url=url, timeout=30) as client,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        first = pool.submit(decode, client, make_body(0))
+        wait_until(lambda: bool(engine.batches))
+        waiting = pool.submit(decode, client, make_body(1))
+        wait_until(lambda: metric(client, "latents_queue") == 1)
+        closing = pool.submit(service.close)
+        answer = waiting.result()
+        assert (answer.status_code, reason(answer)) == (503, "stopping")
+        engine.gate.set()
+        closing.result()
+        first.exception()  # the model was at it, but its client may come too late for the file
+    assert len(engine.batches) == 1
     with pytest.raises(RuntimeError):
         service.decoder.check_health()

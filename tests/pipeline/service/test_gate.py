@@ -10,6 +10,7 @@ from pipeline.service.errors import RequestError
 from pipeline.service.gate import SESSION_COOKIE, SESSION_S, Gate, TokenDigests, read_token
 
 TOKEN = "correct horse battery"
+DIGESTS = TokenDigests.of(TOKEN)
 
 
 def refused(gate: Gate, headers: dict[str, str], cookies: dict[str, str] | None = None) -> int:
@@ -22,7 +23,7 @@ def refused(gate: Gate, headers: dict[str, str], cookies: dict[str, str] | None 
 
 
 def gate(clock: float = 1000.0) -> Gate:
-    return Gate(TokenDigests.of(TOKEN), lambda: clock)
+    return Gate(DIGESTS, lambda: clock)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,11 @@ def test_a_session_of_another_token_is_not() -> None:
     assert refused(gate(), {}, {SESSION_COOKIE: other.open_session()}) == 401
 
 
+def test_a_session_of_another_start_is_not() -> None:
+    before = Gate(TokenDigests.of(TOKEN), lambda: 1000.0)
+    assert refused(gate(), {}, {SESSION_COOKIE: before.open_session()}) == 401
+
+
 def test_a_wrong_token_is_not_helped_by_a_session() -> None:
     assert refused(gate(), {"authorization": "Bearer wrong"}, {SESSION_COOKIE: gate().open_session()}) == 401
 
@@ -92,6 +98,11 @@ def test_a_page_of_another_site_is_not_let_in(with_token: bool) -> None:
     assert refused(chosen, {**headers, "origin": "http://localhost:8477"}) == 0
     for origin in ("http://evil.example", "null", "http://localhost:8478"):
         assert refused(chosen, {**headers, "origin": origin}) == 403
+
+
+@pytest.mark.parametrize(("site", "status"), [("none", 0), ("same-origin", 0), ("same-site", 403), ("cross-site", 403)])
+def test_what_a_page_of_another_site_embeds_is_not_let_in(site: str, status: int) -> None:
+    assert refused(Gate(None), {"host": "localhost:8477", "sec-fetch-site": site}) == status
 
 
 def test_an_address_open_to_others_needs_a_token() -> None:
