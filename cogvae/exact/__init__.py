@@ -1,7 +1,8 @@
 """The exact engine: what the modules compute, to rounding, with less work and less memory.
 
 `network` walks the modules of the encoder and of the decoder; `causal`, `norms` and `resample` are its layers,
-`folding` the kernels they use, `statistics` the one barrier between layers, `plan` how much is done at once.
+`folding` the kernels they use, `statistics` the one barrier between layers, `plan` how much is done
+at once, and `memory` what that takes.
 Nothing is kept on the modules, and their weights are read anew at every chunk.
 """
 

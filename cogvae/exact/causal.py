@@ -143,7 +143,7 @@ class Kernels:
         """T-2 frames of T."""
         if self._by_frame and window_BCTHW.shape[2] % 2 == 0:
             return convolve_two_frames(window_BCTHW, self._two_frames, self._conv.bias)
-        return F.conv3d(window_BCTHW, self._conv.weight, self._conv.bias, padding=(0, 0, 1))
+        return F.conv3d(window_BCTHW, self._weight, self._conv.bias, padding=(0, 0, 1))
 
     def pairs(self, window_BCTHW: Tensor) -> Tensor:
         """2(T-1) frames of T that each stand for two."""
@@ -151,6 +151,11 @@ class Kernels:
             return convolve_pairs(window_BCTHW, self._taps, self._conv.bias)
         frames = [F.conv3d(window_BCTHW, kernel, self._conv.bias, padding=(0, 0, 1)) for kernel in self._pairs]
         return torch.stack(frames, dim=3).flatten(2, 3)
+
+    @cached_property
+    def _weight(self) -> Tensor:
+        # By its layout the result gets its own, which must be channels last.
+        return self._conv.weight.contiguous(memory_format=torch.channels_last_3d)
 
     @cached_property
     def _still(self) -> Tensor:

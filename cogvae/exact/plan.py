@@ -9,10 +9,6 @@ from torch import Tensor
 
 from cogvae.conv import MAX_CONV_ELEMENTS
 
-# Pieces of this size keep a processor's cores busy, and a GPU's much larger ones its many more.
-_PIECE_BYTES = {"cpu": 1 << 26}
-_LARGE_PIECE_BYTES = 1 << 30
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -63,7 +59,3 @@ class Limits:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value > 0):
                 raise ValueError(f"{name}={value!r}: expected a positive integer, or None")
-
-
-def find_plan(limits: Limits, first_BCTHW: Tensor) -> Plan:
-    return Plan(piece_bytes=_PIECE_BYTES.get(first_BCTHW.device.type, _LARGE_PIECE_BYTES), strip_rows=limits.strip_rows)
