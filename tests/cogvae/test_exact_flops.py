@@ -46,7 +46,7 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "encode", "decode"), [(torch.float32, 98.2e12, 199.1e12), (torch.bfloat16, 147.5e12, 285.5e12)]
+    ("dtype", "encode", "decode"), [(torch.float32, 98.2e12, 199.1e12), (torch.bfloat16, 147.5e12, 288.0e12)]
 )
 @torch.no_grad()
 def test_a_clip_of_49_frames_takes_fewer_multiplications(dtype: torch.dtype, encode: float, decode: float) -> None:
