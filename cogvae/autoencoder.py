@@ -11,9 +11,10 @@ from typing import Any, Literal, Self
 import torch
 from torch import Generator, Tensor, nn
 
-from cogvae import weights
+from cogvae import exact, weights
 from cogvae.blocks import ResnetStack, checkpoint_without_reentry
-from cogvae.chunks import run_in_chunks, split_in_chunks
+from cogvae.checks import check_frames, check_latents
+from cogvae.chunks import ChunkFunction, FrameLoop, LateLoop, run_in_chunks, split_in_chunks
 from cogvae.config import VAEConfig
 from cogvae.conv import Tails
 from cogvae.decoder import Decoder
@@ -78,6 +79,7 @@ class AutoencoderKLCogVideoX(nn.Module):
         # Plain attributes that users of diffusers set.
         self.use_slicing = False
         self.use_tiling = False
+        self._limits = exact.Limits()
         self.num_latent_frames_batch_size = 2
         self.num_sample_frames_batch_size = 8
         self.tile_sample_min_height = config.sample_height // 2
@@ -196,26 +198,24 @@ class AutoencoderKLCogVideoX(nn.Module):
 
         `mode="blend"` cuts frames into overlapping tiles as diffusers does: tile sizes in pixels, overlaps as
         fractions of a tile; None (and 0, as in diffusers) keeps the present value. `mode="exact"` gives the
-        untiled result at any size.
+        untiled result at any size: `memory_budget_bytes` bounds what an encode or decode takes beside weights, input
+        and result, and `strip_rows` sets the rows that a convolution does at once, which the budget else chooses.
 
         Raises: ValueError if tile times overlap is no whole number of latent cells, or if an argument of one
-            mode is given to the other.
+            mode is given to the other. A budget that a clip does not fit is an error of the call that meets it.
         """
         sizes = (tile_sample_min_height, tile_sample_min_width)
         overlaps = (tile_overlap_factor_height, tile_overlap_factor_width)
         if mode not in ("blend", "exact"):
             raise ValueError(f"mode={mode!r}: expected 'blend' or 'exact'")
-        if memory_budget_bytes is not None or strip_rows is not None:
-            # The exact engine takes these; until it is here, exact is the untiled path and keeps no budget.
-            raise ValueError(
-                "memory_budget_bytes and strip_rows belong to mode='exact', and to its engine, which is not "
-                "here yet: leave them out, or bound the memory with the tiles of mode='blend'"
-            )
         if mode == "exact":
             if any((*sizes, *overlaps)):
                 raise ValueError("mode='exact' has no tiles: leave their arguments out, or use mode='blend'")
+            self._limits = exact.Limits(memory_budget_bytes=memory_budget_bytes, strip_rows=strip_rows)
             self.use_tiling = False
             return
+        if memory_budget_bytes is not None or strip_rows is not None:
+            raise ValueError("memory_budget_bytes and strip_rows belong to mode='exact': the tiles bound the memory of 'blend'")
         scale = self.config.spatial_compression_ratio
         height = tile_sample_min_height or self.tile_sample_min_height
         width = tile_sample_min_width or self.tile_sample_min_width
@@ -224,12 +224,15 @@ class AutoencoderKLCogVideoX(nn.Module):
         tile_axis("height", height, height // scale, overlap_height, scale)
         tile_axis("width", width, width // scale, overlap_width, scale)
         self.use_tiling = True
+        self._limits = exact.Limits()
         self.tile_sample_min_height, self.tile_sample_min_width = height, width
         self.tile_latent_min_height, self.tile_latent_min_width = height // scale, width // scale
         self.tile_overlap_factor_height, self.tile_overlap_factor_width = overlap_height, overlap_width
 
     def disable_tiling(self) -> None:
+        """Whole frames again, and no budget."""
         self.use_tiling = False
+        self._limits = exact.Limits()
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -258,7 +261,7 @@ class AutoencoderKLCogVideoX(nn.Module):
 
         Any T >= 1 is taken; only 8k+1 and 8k frames come back with their count. Odd sizes round down.
         """
-        self._check_frames(x)
+        check_frames(x, self.config)
         posterior = DiagonalGaussianDistribution(self._cut_frames(x).run(self._encode_clips, x))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
@@ -267,7 +270,7 @@ class AutoencoderKLCogVideoX(nn.Module):
 
         An odd t gives 4(t-1)+1 frames, an even one 4t, at the default temporal compression.
         """
-        self._check_latents(z)
+        check_latents(z, self.config)
         frames = self._cut_latents(z).run(self._decode_clips, z)
         return DecoderOutput(sample=frames) if return_dict else (frames,)
 
@@ -281,11 +284,11 @@ class AutoencoderKLCogVideoX(nn.Module):
 
         Raises: ValueError, while it runs, if the pieces do not fit together or end elsewhere.
         """
-        check = functools.partial(self._check_frames, uint8=uint8)
+        check = functools.partial(check_frames, config=self.config, uint8=uint8)
         chunks = self._chunks(frames, num_frames, self.num_sample_frames_batch_size, check)
         if uint8:
             chunks = ((from_uint8(chunk, self.dtype), is_last) for chunk, is_last in chunks)
-        return run_stream(self._encode_chunk, chunks, self._cut_frames)
+        return run_stream(self._encoding_loop, chunks, self._cut_frames)
 
     def decode_stream(
         self, latents: Tensor | Iterable[Tensor], num_frames: int | None = None, *, uint8: bool = False
@@ -297,8 +300,9 @@ class AutoencoderKLCogVideoX(nn.Module):
 
         Raises: as `encode_stream` does.
         """
-        chunks = self._chunks(latents, num_frames, self.num_latent_frames_batch_size, self._check_latents)
-        frames = run_stream(self._decode_chunk, chunks, self._cut_latents)
+        check = functools.partial(check_latents, config=self.config)
+        chunks = self._chunks(latents, num_frames, self.num_latent_frames_batch_size, check)
+        frames = run_stream(self._decoding_loop, chunks, self._cut_latents)
         return map(to_uint8, frames) if uint8 else frames
 
     def forward(
@@ -315,12 +319,12 @@ class AutoencoderKLCogVideoX(nn.Module):
 
     def tiled_encode(self, x: Tensor) -> Tensor:
         """Frames [B, 3, T, H, W] to moments [B, 2*C, t, h, w] by blend tiling, whatever `use_tiling` says."""
-        self._check_frames(x)
+        check_frames(x, self.config)
         return self._cut(self.config.spatial_compression_ratio, 1, tiled=True).run(self._encode_clips, x)
 
     def tiled_decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Latents [B, C, t, h, w] to frames by blend tiling, whatever `use_tiling` says."""
-        self._check_latents(z)
+        check_latents(z, self.config)
         frames = self._cut(1, self.config.spatial_compression_ratio, tiled=True).run(self._decode_clips, z)
         return DecoderOutput(sample=frames) if return_dict else (frames,)
 
@@ -344,13 +348,33 @@ class AutoencoderKLCogVideoX(nn.Module):
         width = tile_axis("width", sample, latent, self.tile_overlap_factor_width, scale)
         return height, width
 
-    # The exact engine takes the place of these two where it applies; they stay as what it is checked against.
-
     def _encode_clips(self, x: Tensor) -> Tensor:
-        return run_in_chunks(self._encode_chunk, x, self.num_sample_frames_batch_size)
+        return run_in_chunks(self._encoding_loop(), x, self.num_sample_frames_batch_size)
 
     def _decode_clips(self, z: Tensor) -> Tensor:
-        return run_in_chunks(self._decode_chunk, z, self.num_latent_frames_batch_size)
+        return run_in_chunks(self._decoding_loop(), z, self.num_latent_frames_batch_size)
+
+    # The exact engine where it applies. The modules themselves are the reference path, which it is checked against.
+
+    def _encoding_loop(self) -> ChunkFunction:
+        limits = self._limits
+
+        def start(x: Tensor, is_last: bool) -> ChunkFunction:
+            if exact.can_run((self.encoder, self.quant_conv), x):
+                return exact.encoding_loop(self.encoder, self.quant_conv, x, is_last, limits)
+            return FrameLoop(self._encode_chunk, Tails())
+
+        return LateLoop(start)
+
+    def _decoding_loop(self) -> ChunkFunction:
+        limits = self._limits
+
+        def start(z: Tensor, is_last: bool) -> ChunkFunction:
+            if exact.can_run((self.decoder, self.post_quant_conv), z):
+                return exact.decoding_loop(self.decoder, self.post_quant_conv, z, is_last, limits)
+            return FrameLoop(self._decode_chunk, Tails())
+
+        return LateLoop(start)
 
     def _encode_chunk(self, x: Tensor, tails: Tails) -> tuple[Tensor, Tails]:
         moments, tails = self.encoder(x, tails)
@@ -368,28 +392,3 @@ class AutoencoderKLCogVideoX(nn.Module):
             check(given)
             num_frames, given = given.shape[2] if num_frames is None else num_frames, [given]
         return split_in_chunks(check_pieces(given, check), chunk_frames, num_frames)
-
-    def _check_frames(self, x: Tensor, *, uint8: bool = False) -> None:
-        self._check(x, "frames", self.config.in_channels, self.config.spatial_compression_ratio)
-        if uint8 and x.dtype != torch.uint8:
-            raise ValueError(f"frames of dtype {x.dtype} with uint8=True: expected torch.uint8")
-        if not uint8 and not x.is_floating_point():
-            raise ValueError(f"frames of dtype {x.dtype}: expected floats; uint8 frames become x / 127.5 - 1")
-
-    def _check_latents(self, z: Tensor) -> None:
-        self._check(z, "latents", self.config.latent_channels, 1)
-        if not z.is_floating_point():
-            raise ValueError(f"latents of dtype {z.dtype}: expected floats")
-
-    @staticmethod
-    def _check(x: Tensor, what: str, channels: int, smallest: int) -> None:
-        shape = list(x.shape)
-        if len(shape) != 5 or shape[1] != channels:
-            raise ValueError(
-                f"{what} of shape {shape}: expected [batch, {channels}, frames, height, width]. An image is "
-                "a clip of one frame: image[:, :, None]."
-            )
-        if min(shape[0], shape[2]) < 1 or min(shape[3:]) < smallest:
-            raise ValueError(
-                f"{what} of shape {shape}: expected one clip and one frame at least, height and width {smallest} at least"
-            )

@@ -5,14 +5,22 @@ Shape legend: B batch, C channels, T frames, H/W pixels or latent cells.
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, repeat
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from cogvae.conv import Tails
 
-# One network on one chunk: (frames, what the chunk before left) -> (result, what this chunk leaves).
-ChunkFunction = Callable[[Tensor, Tails], tuple[Tensor, Tails]]
+class State(Protocol):
+    """What a chunk leaves for the next: `conv.Tails` on the reference path, `exact.Past` in the exact engine."""
+
+    def for_last_chunk(self) -> Self:
+        """The same past, for a chunk that no other follows."""
+
+
+S = TypeVar("S", bound=State)
+# One clip's next chunk, and whether it is the last, to the result.
+ChunkFunction = Callable[[Tensor, bool], Tensor]
 
 
 def partition(num_frames: int, chunk_frames: int) -> list[range]:
@@ -26,23 +34,35 @@ def partition(num_frames: int, chunk_frames: int) -> list[range]:
     return [range(0, first)] + [range(t, t + chunk_frames) for t in range(first, num_frames, chunk_frames)]
 
 
-class FrameLoop:
+class FrameLoop(Generic[S]):
     """One clip on its way through a network: takes its chunks in order, and keeps what each leaves for the next."""
 
-    def __init__(self, network: ChunkFunction) -> None:
+    def __init__(self, network: Callable[[Tensor, S], tuple[Tensor, S]], start: S) -> None:
+        """`network` on one chunk: (frames, what the chunk before left) to (result, what this one leaves)."""
         self._network = network
-        self._tails = Tails()
+        self._state = start
 
     def __call__(self, chunk_BCTHW: Tensor, is_last: bool) -> Tensor:
         if is_last:
-            self._tails = self._tails.for_last_chunk()
-        result, self._tails = self._network(chunk_BCTHW, self._tails)
+            self._state = self._state.for_last_chunk()
+        result, self._state = self._network(chunk_BCTHW, self._state)
         return result
 
 
-def run_in_chunks(network: ChunkFunction, x_BCTHW: Tensor, chunk_frames: int) -> Tensor:
-    """Runs a network over a whole clip and joins the results along time."""
-    loop = FrameLoop(network)
+class LateLoop:
+    """A frame loop that is chosen when the first chunk, the longest of its clip, is seen."""
+
+    def __init__(self, start: Callable[[Tensor, bool], ChunkFunction]) -> None:
+        self._start = start
+        self._loop: ChunkFunction | None = None
+
+    def __call__(self, chunk_BCTHW: Tensor, is_last: bool) -> Tensor:
+        self._loop = self._loop or self._start(chunk_BCTHW, is_last)
+        return self._loop(chunk_BCTHW, is_last)
+
+
+def run_in_chunks(loop: ChunkFunction, x_BCTHW: Tensor, chunk_frames: int) -> Tensor:
+    """Runs a frame loop over a whole clip and joins the results along time."""
     return torch.cat([loop(*chunk) for chunk in split_in_chunks([x_BCTHW], chunk_frames, x_BCTHW.shape[2])], dim=2)
 
 

@@ -67,12 +67,14 @@ class CausalConv3d(nn.Module):
         return convolve(self.conv, padded), tails.after(self, padded[:, :, -past:])
 
 
-def convolve(conv: nn.Conv3d, x_BCTHW: Tensor) -> Tensor:
+def convolve(conv: nn.Module, x_BCTHW: Tensor) -> Tensor:
     """`conv(x)` in as many calls as keep the input and the output of each within MAX_CONV_ELEMENTS.
 
     The split is over clips, then over frames, then over rows; all give the numbers of one call. `conv` moves
-    one cell at a time, pads no frames, and keeps height and width.
+    one cell at a time, pads no frames, and keeps height and width. What wraps a convolution is called once, as it is.
     """
+    if not isinstance(conv, nn.Conv3d):
+        return conv(x_BCTHW)  # type: ignore[no-any-return]
     batch, channels, frames, height, width = x_BCTHW.shape
     past, border = conv.kernel_size[0] - 1, conv.kernel_size[1] // 2
     largest = max(x_BCTHW.numel(), batch * conv.out_channels * (frames - past) * height * width)
@@ -154,13 +156,15 @@ class Upsample(nn.Module):
         return convolve_frames(self.conv, resize_nearest(x_BCTHW, frames, 2 * height, 2 * width))
 
 
-def convolve_frames(conv: nn.Conv2d, x_BCTHW: Tensor) -> Tensor:
+def convolve_frames(conv: nn.Module, x_BCTHW: Tensor) -> Tensor:
     """Applies a 2D convolution to every frame, to no more at once than MAX_CONV_ELEMENTS allows.
 
-    `conv` makes frames no larger than they are.
+    `conv` makes frames no larger than they are. What wraps a convolution gets all at once.
     """
     batch, channels, _, height, width = x_BCTHW.shape
     frames = x_BCTHW.transpose(1, 2).flatten(0, 1)
-    fit = max(1, MAX_CONV_ELEMENTS // (max(channels, conv.out_channels) * height * width))
+    fit = len(frames)
+    if isinstance(conv, nn.Conv2d):
+        fit = max(1, MAX_CONV_ELEMENTS // (max(channels, conv.out_channels) * height * width))
     y: Tensor = conv(frames) if len(frames) <= fit else torch.cat([conv(some) for some in torch.split(frames, fit)])
     return torch.unflatten(y, 0, (batch, -1)).transpose(1, 2)

@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from cogvae.chunks import ChunkFunction, FrameLoop
+from cogvae.chunks import ChunkFunction
 from cogvae.tiling import Cut
 
 
 def run_stream(
-    network: ChunkFunction, chunks: Iterable[tuple[Tensor, bool]], find_cut: Callable[[Tensor], Cut]
+    start_loop: Callable[[], ChunkFunction], chunks: Iterable[tuple[Tensor, bool]], find_cut: Callable[[Tensor], Cut]
 ) -> Iterator[Tensor]:
-    """Runs a network over the chunks of a clip as they come; one result a chunk.
+    """Runs a clip through frame loops as its chunks come; one result a chunk.
 
     What `find_cut` says of the first chunk holds for all. Every part has a frame loop of its own, and all go in step.
     """
-    loops: defaultdict[int, FrameLoop] = defaultdict(lambda: FrameLoop(network))
+    loops: defaultdict[int, ChunkFunction] = defaultdict(start_loop)
     cut: Cut | None = None
     for chunk_BCTHW, is_last in chunks:
         cut = cut or find_cut(chunk_BCTHW)
@@ -29,7 +29,7 @@ def run_stream(
         yield cut.run(_next_chunk(loops, is_last), chunk_BCTHW)
 
 
-def _next_chunk(loops: defaultdict[int, FrameLoop], is_last: bool) -> Callable[[Tensor], Tensor]:
+def _next_chunk(loops: defaultdict[int, ChunkFunction], is_last: bool) -> Callable[[Tensor], Tensor]:
     """The network of one chunk: it gives each part, told by its turn, to that part's frame loop."""
     turn = itertools.count()
     return lambda part_BCTHW: loops[next(turn)](part_BCTHW, is_last)

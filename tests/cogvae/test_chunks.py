@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cogvae.chunks import partition, run_in_chunks
+from cogvae.chunks import FrameLoop, partition, run_in_chunks
 from cogvae.conv import CausalConv3d, Tails
 
 from .pairs import relative_error
@@ -42,7 +42,7 @@ def test_a_causal_convolution_by_chunks_equals_the_whole() -> None:
     conv = CausalConv3d(2, 3, kernel_size=3).double()
     x = torch.randn(2, 2, 21, 5, 6, dtype=torch.float64)
     whole, _ = conv(x, Tails())
-    assert relative_error(run_in_chunks(conv, x, 4), whole) < 1e-14
+    assert relative_error(run_in_chunks(FrameLoop(conv, Tails()), x, 4), whole) < 1e-14
 
 
 def test_the_last_chunk_leaves_no_tails() -> None:
@@ -55,5 +55,5 @@ def test_the_last_chunk_leaves_no_tails() -> None:
         left.append(None if tails.of(conv) is before else tails.of(conv))
         return y, tails
 
-    run_in_chunks(network, torch.randn(1, 1, 9, 4, 4), 3)
+    run_in_chunks(FrameLoop(network, Tails()), torch.randn(1, 1, 9, 4, 4), 3)
     assert [tail is None for tail in left] == [False, False, True]

@@ -1,6 +1,7 @@
-"""The numbers are diffusers': fp64 to 1e-10, fp32 to 1e-5, bf16 no further from the truth than diffusers."""
+"""The numbers are diffusers': fp64 to 1e-12, fp32 to 1e-5, bf16 no further from the truth than diffusers."""
 
 import itertools
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ FRAMES = (1, 2, 5, 8, 9, 13, 16, 17, 49)
 LATENT_FRAMES = (1, 2, 3, 4, 5, 8, 13, 17)  # 13 are 49 frames of the published models
 # Batch, height and width: one clip and three, even sizes and odd ones.
 CLIPS = ((1, 16, 16), (3, 16, 16), (1, 17, 23), (3, 17, 23))
-EXACT = 1e-10
+EXACT = 1e-12
 
 
 def moments(model: Any, x: Tensor) -> Tensor:
@@ -107,26 +108,27 @@ def test_fp32_stays_within_1e_5_of_diffusers(ratio: int) -> None:
         assert relative_error(ours.decode(z).sample, reference.decode(z).sample) < 1e-5, (num_frames, clips)
 
 
-@pytest.mark.parametrize("ratio", [2, 4, 8])
+# float16 is slow on processors, and differs from bfloat16 in nothing that frames change.
+@pytest.mark.parametrize(
+    ("num_frames", "dtype"), [(1, torch.bfloat16), (9, torch.bfloat16), (16, torch.bfloat16), (9, torch.float16)]
+)
 @torch.no_grad()
-def test_bf16_is_as_close_to_the_truth_as_diffusers(ratio: int) -> None:
-    """For every frame count the errors are means over fresh draws, one for each batch and size."""
-    ours, reference = make_pair(torch.bfloat16, temporal_compression_ratio=ratio)
-    truth = AutoencoderKLCogVideoX.from_config(reference.config).double()
-    truth.load_state_dict(reference.state_dict())
-    for num_frames in (1, 9, 16, 49):
-        errors: dict[str, list[float]] = {"encode": [], "decode": [], "encode diffusers": [], "decode diffusers": []}
-        for clips in CLIPS:
-            x = random_frames(num_frames, *clips).bfloat16()
-            encoded = moments(truth, x.double())
-            z = torch.randn_like(encoded[:, :4]).bfloat16()
-            decoded = truth.decode(z.double()).sample
-            for model, suffix in ((ours, ""), (reference, " diffusers")):
-                errors["encode" + suffix].append(relative_error(moments(model, x), encoded))
-                errors["decode" + suffix].append(relative_error(model.decode(z).sample, decoded))
-        mean = {name: sum(values) / len(values) for name, values in errors.items()}
-        assert 0 < mean["encode"] <= 1.05 * mean["encode diffusers"], (num_frames, errors)
-        assert 0 < mean["decode"] <= 1.05 * mean["decode diffusers"], (num_frames, errors)
+def test_16_bits_are_as_close_to_the_truth_as_diffusers(num_frames: int, dtype: torch.dtype) -> None:
+    """Errors are sums over fresh draws: a single one tells more of its weights and pixels than of the arithmetic."""
+    errors: Counter[str] = Counter()
+    for ratio, clips in itertools.product((2, 4, 8), CLIPS):
+        ours, reference = make_pair(dtype, temporal_compression_ratio=ratio)
+        truth = AutoencoderKLCogVideoX.from_config(reference.config).double()
+        truth.load_state_dict(reference.state_dict())
+        x = random_frames(num_frames, *clips).to(dtype)
+        encoded = moments(truth, x.double())
+        z = torch.randn_like(encoded[:, :4]).to(dtype)
+        decoded = truth.decode(z.double()).sample
+        for model, suffix in ((ours, ""), (reference, " diffusers")):
+            errors["encode" + suffix] += relative_error(moments(model, x), encoded)
+            errors["decode" + suffix] += relative_error(model.decode(z).sample, decoded)
+    assert 0 < errors["encode"] <= 1.05 * errors["encode diffusers"], errors
+    assert 0 < errors["decode"] <= 1.05 * errors["decode diffusers"], errors
 
 
 @torch.no_grad()

@@ -117,8 +117,9 @@ def test_an_overlap_that_is_whole_but_for_rounding_has_the_right_width() -> None
         ({"tile_overlap_factor_width": -0.5}, "tile_overlap_factor_width=-0.5"),
         ({"mode": "feather"}, "'blend' or 'exact'"),
         ({"memory_budget_bytes": 1 << 30}, "mode='exact'"),
-        ({"mode": "exact", "memory_budget_bytes": 1 << 30}, "its engine"),
-        ({"mode": "exact", "strip_rows": 8}, "its engine"),
+        ({"strip_rows": 8}, "mode='exact'"),
+        ({"mode": "exact", "memory_budget_bytes": 0}, "memory_budget_bytes=0: expected a positive integer"),
+        ({"mode": "exact", "strip_rows": 1.5}, r"strip_rows=1\.5: expected a positive integer"),
         ({"mode": "exact", "tile_sample_min_width": 64}, "no tiles"),
     ],
 )
