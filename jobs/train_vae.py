@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Train a small CogVideoX VAE, or fine-tune a published one. The same command resumes.
 
-    python jobs/train_vae.py --config configs/training/small.yaml
-    python jobs/train_vae.py --run.output runs/tuned --model.init zai-org/CogVideoX-2b --model.subfolder vae --data.videos FOLDER
+python jobs/train_vae.py --config configs/training/small.yaml
+python jobs/train_vae.py --run.output runs/tuned --model.init zai-org/CogVideoX-2b --model.subfolder vae --data.videos FOLDER
 """
 
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -33,7 +34,10 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level="WARNING", handlers=[LogHandler()])
     logging.getLogger("training").setLevel("INFO")
     try:
-        Trainer(config).run()
+        trainer = Trainer(config)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: trainer.stop())
+        trainer.run()
     except (ValueError, OSError, PipelineError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

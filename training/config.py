@@ -116,8 +116,10 @@ class LossConfig(Section):
 class OptimizerConfig(Section):
     """How it learns."""
 
+    name: Literal["muon", "adamw"] = "muon"
+    """muon: for the kernels inside the networks, and AdamW for the rest. adamw: for all."""
     learning_rate: PositiveFloat = 2e-3
-    """Of AdamW, between warm-up and decay."""
+    """Between warm-up and decay."""
     warmup_steps: NonNegativeInt = 100
     """Steps of linear growth at the start."""
     decay_steps: NonNegativeInt = 0

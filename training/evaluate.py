@@ -41,9 +41,7 @@ def score_clips(vae: AutoencoderKLCogVideoX, clips: Sequence[NamedClip]) -> list
         source, result = _channels_first(clip.frames), _channels_first(reconstruct(vae, clip.frames))
         num_frames, height, width = clip.frames.shape[:3]
         scores.append(
-            ClipScore(
-                name=clip.name, shape=(num_frames, height, width), psnr=psnr(source, result), ssim=ssim(source, result)
-            )
+            ClipScore(name=clip.name, shape=(num_frames, height, width), psnr=psnr(source, result), ssim=ssim(source, result))
         )
     return scores
 

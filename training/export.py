@@ -126,7 +126,9 @@ def model_card(vae: AutoencoderKLCogVideoX, provenance: Provenance) -> str:
         photos=photos,
         videos=videos,
         sources=_sources(config.data.photos) + _sources(config.data.videos),
-        held_out="None of these clips, nor another part of their films, was trained on." if provenance.scores else "Not measured.",
+        held_out="None of these clips, nor another part of their films, was trained on."
+        if provenance.scores
+        else "Not measured.",
         scores="\n".join(table(provenance.scores)) if provenance.scores else "",
         command=_command(config),
     )

@@ -31,9 +31,7 @@ def loss_terms(output_BCTHW: Tensor, target_BCTHW: Tensor, posterior: DiagonalGa
 
 
 def total_loss(terms: dict[str, Tensor], weights: LossConfig) -> Tensor:
-    return (
-        terms["pixel"] + weights.pyramid * terms["pyramid"] + weights.structure * terms["structure"] + weights.kl * terms["kl"]
-    )
+    return terms["pixel"] + weights.pyramid * terms["pyramid"] + weights.structure * terms["structure"] + weights.kl * terms["kl"]
 
 
 def charbonnier(error: Tensor) -> Tensor:

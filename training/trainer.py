@@ -22,7 +22,7 @@ from training.data import NamedClip, TrainingData, decode_held_out
 from training.evaluate import ClipScore, latent_deviation, mean_scores, score_clips
 from training.export import Provenance, export
 from training.losses import loss_terms, total_loss
-from training.optimizer import RunningAverage, build_adamw, learning_rate, optimizer_tensors, restore_optimizer
+from training.optimizer import RunningAverage, build_optimizers, learning_rate, optimizer_tensors, restore_optimizers
 
 _log = logging.getLogger(__name__)
 
@@ -46,10 +46,11 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.vae = build_vae(config).to(self.device).train()
         self.average = RunningAverage(self.vae, config.optimizer.ema_decay)
-        self.optimizer = build_adamw(self.vae.named_parameters(), config.optimizer)
+        self.optimizers = build_optimizers(self.vae, config.optimizer)
         self.step = 0
         self.num_updates = 0
         self.seconds = 0.0
+        self._stop_asked = False
         if (self.folder / CHECKPOINT).exists():
             self._restore(Checkpoint.load(self.folder / CHECKPOINT))
         self.data = TrainingData(config.data, config.shapes, config.run.seed)
@@ -59,7 +60,7 @@ class Trainer:
         """Train up to ``run.steps``; then checkpoint, evaluate and export."""
         settings = self.config.run
         saved = mark = time.monotonic()
-        while self.step < settings.steps:
+        while self.step < settings.steps and not self._stop_asked:
             values = self.train_step()
             now = time.monotonic()
             self.seconds, mark = self.seconds + now - mark, now
@@ -72,7 +73,12 @@ class Trainer:
                 self.evaluate_and_export()
                 mark = time.monotonic()  # evaluation is no training time
         self.save()
-        self.evaluate_and_export()
+        if not self._stop_asked:
+            self.evaluate_and_export()
+
+    def stop(self) -> None:
+        """End after the step at work, with a checkpoint. May be called by a signal handler."""
+        self._stop_asked = True
 
     def train_step(self) -> dict[str, float]:
         """One update. Returns the terms of the loss, its norm of gradient and its learning rate."""
@@ -81,14 +87,15 @@ class Trainer:
         drawn = time.monotonic()
         terms = self._forward(clips)
         loss = total_loss(terms, self.config.loss)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.vae.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.vae.parameters(), self.config.optimizer.clip_norm).item()
         rate = learning_rate(self.step, self.config.run.steps, self.config.optimizer)
         if norm < float("inf"):
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.step()
             self.average.update(self.vae, self.step)
             self.num_updates += 1
         else:
@@ -115,7 +122,7 @@ class Trainer:
         """Put the whole run on disk."""
         tensors = {f"model.{name}": tensor for name, tensor in self.vae.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
-        moments = optimizer_tensors(self.optimizer, self.vae.named_parameters())
+        moments = optimizer_tensors(self.optimizers, self.vae)
         tensors |= {f"optimizer.{name}": tensor for name, tensor in moments.items()}
         scalars = {
             "step": self.step,
@@ -139,7 +146,7 @@ class Trainer:
         for name, tensor in checkpoint.part("average").items():
             self.average.tensors[name].copy_(tensor)
         self.step, self.num_updates, self.seconds = scalars["step"], scalars["num_updates"], scalars["seconds"]
-        restore_optimizer(self.optimizer, self.vae.named_parameters(), checkpoint.part("optimizer"), self.num_updates)
+        restore_optimizers(self.optimizers, self.vae, checkpoint.part("optimizer"), self.num_updates)
         _log.info("resumed step=%d", self.step)
 
     def averaged_vae(self) -> AutoencoderKLCogVideoX:
