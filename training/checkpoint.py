@@ -44,7 +44,7 @@ class Checkpoint:
     def load(cls, path: Path) -> Checkpoint:
         """Raises: ValueError: the file is no checkpoint of this trainer."""
         try:
-            with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            with safe_open(path, framework="pt") as file:
                 scalars = json.loads((file.metadata() or {})[_HEADER])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, KeyError, ValueError) as error:

@@ -66,7 +66,7 @@ class TrainingData:
     def batch(self, step: int) -> Tensor:
         """The clips of a step, ``[B, 3, T, H, W]``, -1 to 1."""
         rng = np.random.default_rng([self._seed, step])
-        shape = self._shapes[rng.integers(len(self._shapes))]
+        shape = self._shapes[int(rng.integers(len(self._shapes)))]
         # On small tensors a second thread costs more than it gives.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -138,21 +138,23 @@ def _decode_folder(folder: str, bucket_of: Callable[[VideoInfo], Bucket | None])
     with DecoderProcess(DecodeConfig()) as decoder:
         for path in sorted(p.resolve() for p in Path(folder).iterdir() if p.suffix.lower() in suffixes):
             try:
-                info = decoder.probe(str(path), path.name)
-                bucket = bucket_of(info)
-                if bucket is None:
-                    _log.info("video left out name=%s reason=too short duration_s=%.2f", path.name, info.duration_s)
-                    continue
-                [result] = decoder.decode(str(path), path.name, [_whole_picture(path, info, bucket)])
+                clips.append(_decode_file(decoder, path, bucket_of))
             except TerminalError as error:
-                result = error
-            if isinstance(result, TerminalError):
-                _log.info("video left out name=%s reason=%s detail=%s", path.name, result.reason, result.detail)
-            else:
-                clips.append(NamedClip(path.name, result, bucket.fps))
+                _log.info("video left out name=%s reason=%s detail=%s", path.name, error.reason, error.detail)
     if not clips:
         raise ValueError(f"{folder}: no video there that can be decoded; expected files ending in {', '.join(suffixes)}")
     return clips
+
+
+def _decode_file(decoder: DecoderProcess, path: Path, bucket_of: Callable[[VideoInfo], Bucket | None]) -> NamedClip:
+    info = decoder.probe(str(path), path.name)
+    bucket = bucket_of(info)
+    if bucket is None:
+        raise TerminalError("decode", "too_few_frames", f"{path.name}: {info.duration_s:.2f} s are too short to train on")
+    [result] = decoder.decode(str(path), path.name, [_whole_picture(path, info, bucket)])
+    if isinstance(result, TerminalError):
+        raise result
+    return NamedClip(path.name, result, bucket.fps)
 
 
 def _whole_picture(path: Path, info: VideoInfo, bucket: Bucket) -> Clip:

@@ -56,7 +56,7 @@ def table(scores: Sequence[ClipScore]) -> Iterator[str]:
     yield "| clip | shape | PSNR, dB | SSIM |"
     yield "|---|---|---|---|"
     for score in scores:
-        yield f"| `{score.name}` | {'×'.join(map(str, score.shape))} | {score.psnr:.2f} | {score.ssim:.3f} |"
+        yield f"| `{score.name}` | {'x'.join(map(str, score.shape))} | {score.psnr:.2f} | {score.ssim:.3f} |"
     yield "| **mean** | | **{:.2f}** | **{:.3f}** |".format(*mean_scores(scores))
 
 

@@ -12,65 +12,7 @@ from cogvae import AutoencoderKLCogVideoX
 from training.config import TrainConfig
 from training.evaluate import ClipScore, table
 
-_CARD = """---
-license: apache-2.0
-library_name: diffusers
----
-
-# A small CogVideoX VAE
-
-An `AutoencoderKLCogVideoX` of {millions:.2f} million parameters with the published compression: 8×8 in space, 4 in time,
-{latent_channels} latent channels. It exists so that latents can be looked at without a download: for tests, demonstrations
-and reports, not for training generators.
-
-| | |
-|---|---|
-| channels per level | {channels} |
-| resnets per encoder level | {layers} |
-| groups of a norm | {groups} |
-| scaling_factor | {scaling_factor:.6g}: one over the deviation of its own latents |
-| weights | bfloat16, running average (decay {decay}) |
-
-It loads in diffusers' class of the same name, and in `cogvae`:
-
-```python
-vae = AutoencoderKLCogVideoX.from_pretrained("THIS FOLDER")
-```
-
-## Training
-
-{steps} steps in {hours:.1f} hours on {device}, from {start}.
-Batches (clips × frames × height × width), drawn at random: {shapes}.
-Loss: smooth L1, + {pyramid:g} × the same on a Laplacian pyramid, + {structure:g} × (1 − SSIM), + {kl:g} × KL. No adversarial
-term, no network of others. AdamW at {rate:g}, gradient norm clipped at {clip_norm:g}.
-
-## Data
-
-- {num_pictures} pictures rendered by `training/pictures.py`, and a virtual camera and moving things over all pictures
-  (`training/scenes.py`)
-- {photos}
-- {videos}
-
-{sources}
-## Reconstruction of held-out clips
-
-{held_out}
-
-{scores}
-
-## Licence
-
-The weights are under the licence of this project, Apache 2.0. Pictures and videos that they were trained on keep theirs, which
-are named above; none of them is contained in the weights.
-
-## Reproduce
-
-In one command, with the data above; it can be stopped and run again at any time:
-
-```sh
-{command}
-```
-"""
+_CARD = Path(__file__).with_name("model_card.md")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +46,7 @@ def model_card(vae: AutoencoderKLCogVideoX, provenance: Provenance) -> str:
     config = provenance.config
     photos = f"{provenance.num_photos} photos, listed below" if provenance.num_photos else "no photos"
     videos = "videos: " + ", ".join(provenance.video_names) if provenance.video_names else "no videos"
-    return _CARD.format(
+    return _CARD.read_text(encoding="utf-8").format(
         millions=vae.num_parameters() / 1e6,
         latent_channels=vae.config.latent_channels,
         channels=", ".join(map(str, vae.config.block_out_channels)),
@@ -120,6 +62,7 @@ def model_card(vae: AutoencoderKLCogVideoX, provenance: Provenance) -> str:
         pyramid=config.loss.pyramid,
         structure=config.loss.structure,
         kl=config.loss.kl,
+        optimizer={"muon": "Muon (AdamW for the pixel ends, norms and biases)", "adamw": "AdamW"}[config.optimizer.name],
         rate=config.optimizer.learning_rate,
         clip_norm=config.optimizer.clip_norm,
         num_pictures=config.data.num_pictures,

@@ -56,7 +56,8 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     for _ in range(_NEWTON_SCHULZ_STEPS):
         square = wide @ wide.T
         wide = a * wide + (b * square + c * square @ square) @ wide
-    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+    result: Tensor = wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+    return result
 
 
 def build_optimizers(module: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:

@@ -12,6 +12,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from torch import Tensor
 
 _log = logging.getLogger(__name__)
 
-Pixels = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.floating[Any]]
 """RGB, 0 to 1, ``[H, W, 3]``."""
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -94,17 +95,19 @@ def render_picture(rng: np.random.Generator, side: int) -> Pixels:
     # Surfaces have grain, and light falls unevenly on them.
     grain = 1 + rng.uniform(0, 0.15) * spectral_noise(rng, side, rng.uniform(0.6, 1.4))[..., None]
     light = 1 + rng.uniform(0, 0.3) * spectral_noise(rng, side, 2.0)[..., None]
-    return np.clip(base * grain * light, 0, 1).astype(np.float32)
+    lit: Pixels = np.clip(base * grain * light, 0, 1)
+    return lit
 
 
-def spectral_noise(rng: np.random.Generator, side: int, exponent: float) -> npt.NDArray[np.float32]:
+def spectral_noise(rng: np.random.Generator, side: int, exponent: float) -> npt.NDArray[np.floating[Any]]:
     """Noise whose amplitude falls as 1/f^exponent, of mean 0 and deviation 1, ``[side, side]``."""
     fy, fx = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None, :]
     frequency = np.hypot(fy, fx)
     frequency[0, 0] = np.inf
     spectrum = np.fft.rfft2(rng.standard_normal((side, side))) / frequency**exponent
     noise = np.fft.irfft2(spectrum, s=(side, side))
-    return (noise / noise.std()).astype(np.float32)
+    normed: npt.NDArray[np.floating[Any]] = (noise / noise.std()).astype(np.float32)
+    return normed
 
 
 def shading(rng: np.random.Generator, side: int) -> Pixels:
@@ -112,7 +115,7 @@ def shading(rng: np.random.Generator, side: int) -> Pixels:
     place = 0.5 + 0.25 * spectral_noise(rng, side, 2.0)
     colours = np.stack([_colour(rng) for _ in range(rng.integers(2, 5))])
     stops = np.linspace(0, 1, len(colours))
-    return np.stack([np.interp(place, stops, colours[:, c]) for c in range(3)], axis=-1).astype(np.float32)
+    return np.stack([np.interp(place, stops, colours[:, c]) for c in range(3)], axis=-1)
 
 
 def dead_leaves(rng: np.random.Generator, side: int) -> Pixels:
@@ -161,7 +164,8 @@ def stripes(rng: np.random.Generator, side: int) -> Pixels:
         phase = (math.cos(angle) * x + math.sin(angle) * y + bend) * (2 * math.pi / period)
         planes.append(np.clip(np.sin(phase) * rng.uniform(0.7, 6), -1, 1))
     mask = (0.5 + 0.5 * np.prod(planes, axis=0))[..., None]
-    return (mask * _colour(rng) + (1 - mask) * shading(rng, side)).astype(np.float32)
+    bars: Pixels = mask * _colour(rng) + (1 - mask) * shading(rng, side)
+    return bars
 
 
 def _halved(image: Image.Image) -> Pixels:

@@ -20,7 +20,7 @@ from training.config import BatchShape
 from training.pictures import Picture
 
 PickPicture = Callable[[np.random.Generator], Picture]
-_STILL_SHARE = 0.25
+_STILL_SHARE = 0.35
 """Of cameras that stand on a tripod."""
 _CUT_SHARE = 0.04
 """Of clips with a cut to another scene."""
@@ -41,7 +41,7 @@ class Motion:
         t = np.arange(num_frames)
 
         def path(scale: float, shake: float) -> Tensor:
-            velocity, pull = rng.laplace(0, scale), rng.laplace(0, scale) * 0.05
+            velocity, pull = rng.laplace(0, scale), rng.laplace(0, scale) * 0.02
             tremble = shake * rng.standard_normal(num_frames)
             return torch.from_numpy(velocity * t + pull * t**2 + tremble).float()
 
@@ -59,10 +59,10 @@ def render_clip(rng: np.random.Generator, pick: PickPicture, shape: BatchShape) 
 
 
 def _scene(rng: np.random.Generator, pick: PickPicture, shape: BatchShape) -> Tensor:
-    camera = Motion.draw(rng, shape.num_frames, 0.0 if rng.uniform() < _STILL_SHARE else 1.5)
+    camera = Motion.draw(rng, shape.num_frames, 0.0 if rng.uniform() < _STILL_SHARE else 1.0)
     clip = _view(rng, pick(rng), shape, camera)
     for _ in range(min(3, rng.poisson(0.8))):
-        motion = Motion.draw(rng, shape.num_frames, 2.0)
+        motion = Motion.draw(rng, shape.num_frames, 1.5)
         mask, local = _thing(rng, shape, motion)
         clip = clip + mask * (_view(rng, pick(rng), shape, local) - clip)
     return clip
@@ -130,7 +130,7 @@ def filmed(rng: np.random.Generator, clip_3THW: Tensor) -> Tensor:
     if rng.uniform() < 0.35:
         clip_3THW = _blurred(clip_3THW, float(rng.uniform(0.3, 1.3)))
     time = torch.linspace(-1, 1, frames)[:, None, None]
-    gain = math.exp(rng.normal(0, 0.15)) * torch.exp(float(rng.normal(0, 0.08)) * time)
+    gain = math.exp(rng.normal(0, 0.15)) * torch.exp(float(rng.normal(0, 0.04)) * time)
     if rng.uniform() < 0.1:  # old film flickers
         gain = gain * torch.from_numpy(1 + 0.06 * rng.standard_normal((frames, 1, 1))).float()
     clip_3THW = clip_3THW.clamp(0, 1) ** math.exp(rng.normal(0, 0.2)) * gain
