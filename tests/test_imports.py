@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("cogvae", "pipeline", "jobs")
+PACKAGES = ("cogvae", "pipeline", "training", "jobs")
 
 MAY_IMPORT_RAY = {
     "pipeline.actors",
@@ -62,13 +62,21 @@ def importers(root: str, *, inside: str) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("forbidden", ["pipeline", "jobs", "ray", "pyarrow", "av"])
+@pytest.mark.parametrize("forbidden", ["pipeline", "training", "jobs", "ray", "pyarrow", "av"])
 def test_model_knows_nothing_of_the_pipeline(forbidden: str) -> None:
     assert importers(forbidden, inside="cogvae") == set()
 
 
-def test_pipeline_knows_nothing_of_its_jobs() -> None:
-    assert importers("jobs", inside="pipeline") == set()
+@pytest.mark.parametrize("forbidden", ["training", "jobs"])
+def test_pipeline_knows_nothing_of_training_and_jobs(forbidden: str) -> None:
+    assert importers(forbidden, inside="pipeline") == set()
+
+
+@pytest.mark.parametrize("forbidden", ["jobs", "ray", "av", "diffusers"])
+def test_training_needs_no_cluster_and_decodes_through_the_pipeline(forbidden: str) -> None:
+    assert importers(forbidden, inside="training") == set()
+    assert importers("pipeline", inside="training")
+    assert importers("cogvae", inside="training")
 
 
 def test_only_the_parts_that_run_on_the_cluster_import_ray() -> None:
