@@ -181,7 +181,7 @@ def test_scale_must_be_said_for_latents_that_are_not_ours(make_decode_config: An
 def test_a_disturbed_run_gives_the_same_videos(make_decode_config: Any, latents: Any, tmp_path: Path, action: str) -> None:
     undisturbed = make_decode_config(input={"scale": "none"}, output={"uri": str(tmp_path / "undisturbed")})
     assert run_decode(undisturbed) == ExitCode.COMPLETE
-    config = make_decode_config(input={"scale": "none"})
+    config = make_decode_config(input={"scale": "none"}, cluster={"actors": 2})
     mark = tmp_path / action
     assert run_decode(config, functools.partial(load_sabotaged, mark, action, 3)) == ExitCode.COMPLETE
     assert mark.exists()
@@ -258,9 +258,7 @@ def test_shards_of_several_clips_in_batches_give_the_same_videos(
     save_file({"latent": torch.full((16, 3, 4, 6), torch.nan)}, tmp_path / "latents" / "clip5.safetensors")
     assert run_decode(make_decode_config(input={"scale": "none"})) == ExitCode.COMPLETE  # a shard a clip
     monkeypatch.setattr("pipeline.plan.MIN_SHARDS", 1)
-    config = make_decode_config(
-        input={"scale": "none"}, output={"uri": str(tmp_path / "batched")}, decode={"batch_size": 3}, cluster={"actors": 1}
-    )
+    config = make_decode_config(input={"scale": "none"}, output={"uri": str(tmp_path / "batched")}, decode={"batch_size": 3})
     assert run_decode(config) == ExitCode.COMPLETE
     assert len(list(Path(config.output.uri, "done").rglob("*.json"))) == 2  # one a shape
     single = named(str(tmp_path / "videos"))

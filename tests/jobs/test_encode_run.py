@@ -59,7 +59,7 @@ def test_an_actor_killed_in_the_middle_of_a_shard_leaves_the_same_rows(make_conf
     frames = {"buckets": ["1x32x48@8"], "windows": "all"}  # about a hundred clips, three or four a shard
     undisturbed = make_config(output={"uri": str(tmp_path / "undisturbed")}, clip=frames)
     run_encode(undisturbed)
-    config = make_config(clip=frames)
+    config = make_config(clip=frames, cluster={"actors": 2})
     mark = tmp_path / "killed"
     code = run_encode(config, functools.partial(load_sabotaged, mark, "die", 6))
     assert mark.exists()
