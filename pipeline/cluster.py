@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import logging
 import os
@@ -10,6 +11,7 @@ import secrets
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ from pipeline.status import STATUS_PATH
 
 logger = logging.getLogger(__name__)
 
+_SAME_SIGNAL_S = 0.5
+"""A signal to a group of processes may come twice, directly and from a parent that passes it on: that is one wish."""
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[1])
 
 
@@ -114,12 +118,18 @@ def stop_on_signals(stop: threading.Event, after: str = "the same command resume
         yield
         return
 
+    asked_at: float | None = None
+
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+        nonlocal asked_at
+        if asked_at is None:
+            asked_at = time.monotonic()
+            # On a thread of its own: here it would wait for a lock that this very thread may hold, inside stop.wait().
+            _thread.start_new_thread(stop.set, ())
+        elif time.monotonic() - asked_at > _SAME_SIGNAL_S:
             os.write(2, f"stopping at once; {after}\n".encode())
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        stop.set()
 
     before: dict[int, Any] = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -115,3 +119,30 @@ def test_an_address_where_no_cluster_answers_is_said(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RAY_ADDRESS", "ray://nowhere.invalid:1")
     with pytest.raises(ConfigError, match=r"RAY_ADDRESS is ray://nowhere\.invalid:1, and no Ray cluster answers"), ray_cluster():
         pass
+
+
+_WAITS = """
+import threading
+from pipeline.cluster import stop_on_signals
+stop = threading.Event()
+with stop_on_signals(stop):
+    print("ready", flush=True)
+    stop.wait()
+    print("stopped", flush=True)
+    threading.Event().wait(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_many_times_at_once_is_one_and_a_later_one_ends_the_process(number: signal.Signals) -> None:
+    for _ in range(3):  # whether they meet in the handler is chance
+        process = subprocess.Popen([sys.executable, "-c", _WAITS], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert process.stdout is not None
+        with process.stdout:
+            assert process.stdout.readline() == "ready\n"
+            for _ in range(20):
+                process.send_signal(number)
+            assert process.stdout.readline() == "stopped\n"
+            time.sleep(0.6)
+            process.send_signal(number)
+            assert process.wait(10) == -number
