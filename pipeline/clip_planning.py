@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any
 
+from pipeline.compact_set import CompactSet
 from pipeline.config import RunConfig
 from pipeline.engine import ModelInfo
 from pipeline.plan import PlannedClip, ProbedVideo, plan_clips
@@ -16,6 +17,8 @@ from pipeline.planning import Planner
 from pipeline.recipe import digest
 from pipeline.sources import SourceItem, SourceListing, open_source
 from pipeline.types import Rejection, VideoInfo
+
+_INFO_FIELDS = tuple(field.name for field in fields(VideoInfo))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,26 +42,30 @@ class ClipPlanner(Planner[ProbedVideo, PlannedClip]):
     def list_input(self) -> SourceListing:
         return open_source(self.config.input)
 
-    def find(self, listed: Iterator[SourceItem], earlier: list[Generation]) -> list[ProbedVideo]:
+    def find(self, listed: Iterator[SourceItem], earlier: list[Generation]) -> Iterator[ProbedVideo]:
         """Up to ``input.limit`` videos that no earlier generation has; a table's are told only when probed."""
         known = read_known_files(self.storage, earlier)
         limit = self.config.input.limit
         unknown = (item for item in listed if not _is_known(item, known))
-        videos: list[ProbedVideo] = []
-        while items := list(islice(unknown, None if limit is None else limit - len(videos))):
-            videos += [video for video in self.probe_all(len(earlier), items) if video.key not in known]
-        return videos
+        count, probed_any = 0, True
+        while probed_any and (limit is None or count < limit):
+            probed_any = False
+            for video in self.probe_all(len(earlier), islice(unknown, None if limit is None else limit - count)):
+                probed_any = True
+                if video.key not in known:
+                    count += 1
+                    yield video
 
-    def plan(self, found: list[ProbedVideo], earlier: list[Generation]) -> Iterator[PlannedClip | Rejection]:
+    def plan(self, found: Iterator[ProbedVideo], earlier: list[Generation]) -> Iterator[PlannedClip | Rejection]:
         return plan_clips(found, self.config.buckets, self.config.clip, self.recipe.fingerprint)
 
     def to_json(self, found: ProbedVideo) -> dict[str, Any]:
-        return {"info": asdict(found.info) if found.info else None}
+        return {"info": {name: getattr(found.info, name) for name in _INFO_FIELDS} if found.info else None}
 
     def from_json(self, common: dict[str, Any], row: dict[str, Any]) -> ProbedVideo:
         return ProbedVideo(**common, info=VideoInfo(**row["info"]) if row["info"] else None)
 
 
-def _is_known(item: SourceItem, known: set[str]) -> bool:
+def _is_known(item: SourceItem, known: CompactSet) -> bool:
     """Whether an earlier generation has it; a table's videos have no version until they are probed."""
-    return item.version is not None and digest(item.uri, item.size_bytes, item.version) in known
+    return len(known) > 0 and item.version is not None and digest(item.uri, item.size_bytes, item.version) in known

@@ -5,16 +5,18 @@ Pure arithmetic on sizes and times; no frame is touched here.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from fractions import Fraction
 
 from pipeline.types import Bucket, Crop, VideoInfo
 
-_CLOCK_S = Fraction(1, 1000)
-"""Granularity of the coarsest container clock (Matroska, FLV): a header's duration may be so much too long."""
+_CLOCK_HZ = 1000
+"""Of the coarsest container clock (Matroska, FLV): a header's duration may be so much too long."""
 
 
+@functools.lru_cache(maxsize=1 << 12)
 def cover_crop(width: int, height: int, bucket: Bucket) -> Crop:
     """The largest centred part of a picture that has the bucket's aspect ratio.
 
@@ -55,7 +57,10 @@ def available_frames(duration_s: float, bucket: Bucket) -> int:
     """
     if not math.isfinite(duration_s) or duration_s <= 0:
         return 0
-    return max(1, math.ceil((Fraction(duration_s) - _CLOCK_S) * bucket.exact_fps))
+    # (duration - clock) * fps, rounded up, in whole numbers: fractions take twenty times as long, and this is asked often.
+    length, parts = duration_s.as_integer_ratio()
+    fps = bucket.exact_fps
+    return max(1, -(-(length * _CLOCK_HZ - parts) * fps.numerator // (parts * _CLOCK_HZ * fps.denominator)))
 
 
 def choose_bucket(info: VideoInfo, buckets: Iterable[Bucket]) -> Bucket | None:

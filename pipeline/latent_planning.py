@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
+from pipeline.compact_set import CompactSet
 from pipeline.decode_config import DecodeRunConfig
 from pipeline.engine import ModelInfo
 from pipeline.errors import ConfigError
 from pipeline.latents import PlannedLatent, ProbedLatents, list_latents, plan_latents
+from pipeline.latents.naming import Names
 from pipeline.latents.rows import LATENT_ROWS
 from pipeline.plan_rows import RowFormat
 from pipeline.plan_store import Generation, read_column, read_rejections
@@ -51,27 +52,39 @@ class LatentPlanner(Planner[ProbedLatents, PlannedLatent]):
         # The columns' own types do not count: what passes through is plain values, whatever file they come from.
         return SourceListing(items=list_latents(self.config.input).items)
 
-    def find(self, listed: Iterator[SourceItem], earlier: list[Generation]) -> list[ProbedLatents]:
+    def find(self, listed: Iterator[SourceItem], earlier: list[Generation]) -> Iterator[ProbedLatents]:
         """Every file: which of its clips are new depends on the selection, which may be another one now."""
         own = f"{self.storage.uri}/"  # an output inside the input is no input
-        items = [item for item in listed if not item.uri.startswith(own)]
-        return list(self.probe_all(len(earlier), items)) if items else []
+        return self.probe_all(len(earlier), (item for item in listed if not item.uri.startswith(own)))
 
-    def plan(self, found: list[ProbedLatents], earlier: list[Generation]) -> Iterator[PlannedLatent | Rejection]:
+    def plan(self, found: Iterator[ProbedLatents], earlier: list[Generation]) -> Iterator[PlannedLatent | Rejection]:
         """Up to ``input.limit`` clips that are not planned yet."""
-        known: set[str] = set()
-        names: set[str] = set()
+        known, names = CompactSet(), Names()
         for generation in earlier:
-            known.update(read_column(self.storage, generation, "sample_id"))
-            known.update(rejection.sample_id for rejection in read_rejections(self.storage, generation))
-            names.update(read_column(self.storage, generation, "name"))
+            for sample_id in read_column(self.storage, generation, "sample_id"):
+                known.add(sample_id)
+            for rejection in read_rejections(self.storage, generation):
+                known.add(rejection.sample_id)
+            for name in read_column(self.storage, generation, "name"):
+                names.occupy(name)
         selection = self.config.input.model_copy(update={"limit": None})
+        limit, num_found, num_selected, num_planned = self.config.input.limit, 0, 0, 0
+
+        def counted() -> Iterator[ProbedLatents]:
+            nonlocal num_found
+            for file in found:
+                num_found += len(file.latents)
+                yield file
+
         # To the end, whatever the limit: only there it is known whether the settings name what is nowhere.
-        planned = list(plan_latents(found, selection, self.recipe.fingerprint, self.config.output.fps, names))
-        if not planned and (count := sum(len(file.latents) for file in found)):
-            raise ConfigError(f"input.uri {self.config.input.uri}: of {count} latents none passes input.ids and input.filters")
-        new = (self._check_size(item) for item in planned if item.sample_id not in known)
-        return islice(new, self.config.input.limit)
+        for item in plan_latents(counted(), selection, self.recipe.fingerprint, self.config.output.fps, names):
+            num_selected += 1
+            if item.sample_id not in known and (limit is None or num_planned < limit):
+                num_planned += 1
+                yield self._check_size(item)
+        if num_found and not num_selected:
+            uri = self.config.input.uri
+            raise ConfigError(f"input.uri {uri}: of {num_found} latents none passes input.ids and input.filters")
 
     def _check_size(self, item: PlannedLatent | Rejection) -> PlannedLatent | Rejection:
         """Shapes come from the input: one that no memory holds would be tried again and again."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Generic, Protocol, TypeVar
 
+from pipeline.compact_set import CompactSet
 from pipeline.config import ClipConfig
 from pipeline.errors import TerminalError
 from pipeline.geometry import available_frames, choose_bucket, cover_crop, upscale_factor
@@ -91,17 +91,14 @@ def plan_clips(
     videos: Iterable[ProbedVideo], buckets: tuple[Bucket, ...], config: ClipConfig, recipe: str
 ) -> Iterator[PlannedClip | Rejection]:
     """Cut every video into clips, in order; what yields no clip yields one rejection."""
-    seen: set[str] = set()
+    seen = CompactSet()
     for video in videos:
         for planned in _plan_video(video, buckets, config, recipe):
-            if isinstance(planned, Rejection):
+            if isinstance(planned, Rejection) or seen.add(planned.clip.sample_id):
                 yield planned
-            elif planned.clip.sample_id in seen:
+            else:
                 detail = f"{video.uri}: listed twice; the first listing is kept"
                 yield _rejection(video, "filtered", "plan", "duplicate", detail)
-            else:
-                seen.add(planned.clip.sample_id)
-                yield planned
 
 
 def _plan_video(
@@ -188,35 +185,24 @@ def _rejection(video: ProbedVideo, status: Status, stage: str, reason: str, deta
     )
 
 
-def group_into_shards(
-    items: Iterable[Item],
-    *,
-    generation: int,
-    recipe: str,
-    item_bytes: Callable[[Item], int],
-    shard_bytes: int,
-) -> list[PlannedShard[Item]]:
-    """Split the items of each shape, in order, into shards of about ``shard_bytes``.
+def shard_sizes(shapes: Mapping[str, tuple[int, int]], shard_bytes: int) -> Iterator[tuple[str, list[int]]]:
+    """How many items each shard gets: those of each shape, in order, in shards of about ``shard_bytes``.
 
     A small input still makes 32 shards where it has the items, so that many actors share the work and a
     lost shard costs little. Items of one shape cost the same, so equal counts balance the work.
+
+    Args:
+        shapes: number of items, and bytes of output of one, by shape.
     """
-    by_shape: dict[str, list[Item]] = defaultdict(list)
-    for item in items:
-        by_shape[item.bucket_key].append(item)
-    total = sum(len(members) for members in by_shape.values())
-    shards: list[PlannedShard[Item]] = []
-    for key, members in sorted(by_shape.items()):
-        by_size = min(len(members), math.ceil(len(members) * item_bytes(members[0]) / shard_bytes))
-        by_share = min(len(members), math.ceil(MIN_SHARDS * len(members) / total))
-        for part in _split_evenly(members, max(by_size, by_share)):
-            index = len(shards)
-            shard_id = digest(generation, recipe, *(item.sample_id for item in part))[:16]
-            shards.append(PlannedShard(shard_id=shard_id, index=index, bucket_key=key, items=tuple(part)))
-    return shards
+    total = sum(count for count, _ in shapes.values())
+    for key, (count, item_bytes) in sorted(shapes.items()):
+        by_size = math.ceil(count * item_bytes / shard_bytes)
+        by_share = math.ceil(MIN_SHARDS * count / total)
+        parts = min(count, max(by_size, by_share))
+        bounds = [part * count // parts for part in range(parts + 1)]
+        yield key, [end - start for start, end in pairwise(bounds)]
 
 
-def _split_evenly(members: list[Item], parts: int) -> Iterator[list[Item]]:
-    """Consecutive runs whose lengths differ by one at most."""
-    bounds = [round(part * len(members) / parts) for part in range(parts + 1)]
-    return (members[start:end] for start, end in pairwise(bounds) if end > start)
+def shard_id_of(generation: int, recipe: str, sample_ids: Iterable[str]) -> str:
+    """Names a shard by what is in it."""
+    return digest(generation, recipe, *sample_ids)[:16]

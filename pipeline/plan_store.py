@@ -1,45 +1,36 @@
-"""The plan on disk: a sequence of immutable generations under ``plan/<g>/``.
+"""The plan on disk: a sequence of immutable generations under ``plan/<g>/``, read in pieces.
 
-A generation's files have unique names; its ``index.json`` names them and is put if absent. Who loses that
-race adopts the winner's generation, and the loser's files are never read.
+    plan/00000/index.json                  counts, recipe, column schema, file names
+    plan/00000/shards-<try>-00000.parquet  one row a shard: where its clips are
+    plan/00000/clips-<try>-00000.parquet   one row a clip or latent; a row group holds whole shards
+    plan/00000/rejected-<try>-00000.parquet  one row per input file that gave nothing
 
-    plan/00000/index.json             counts, recipe, column schema, file names
-    plan/00000/shards-<try>.parquet   one row a shard: where its clips are
-    plan/00000/clips-<try>-000.parquet  one row a clip or latent, one row group a shard
-    plan/00000/rejected-<try>.parquet one row per input file that gave nothing
+``plan_writer`` writes them.
 """
 
 from __future__ import annotations
 
 import base64
-import io
-import json
-import logging
-import uuid
-from collections import Counter
+import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.columns import cast_value, check_values
+from pipeline.compact_set import CompactSet
 from pipeline.dataset.shard_file import ShardFile
 from pipeline.errors import DatasetError
-from pipeline.plan import Item, PlannedShard
+from pipeline.plan import Item
 from pipeline.plan_rows import RowFormat
-from pipeline.quarantine import REJECTION_SCHEMA
-from pipeline.recipe import Recipe, digest
+from pipeline.recipe import digest
 from pipeline.storage import Storage
 from pipeline.types import Rejection
 
-logger = logging.getLogger(__name__)
+FORMAT_VERSION = 2
 
-SHARDS_PER_FILE = 512
-FORMAT_VERSION = 1
-
-_SHARD_SCHEMA = pa.schema(
+SHARD_SCHEMA = pa.schema(
     [
         ("shard_id", pa.string()),
         ("index", pa.int64()),
@@ -47,6 +38,7 @@ _SHARD_SCHEMA = pa.schema(
         ("num_clips", pa.int64()),
         ("file", pa.string()),
         ("row_group", pa.int64()),
+        ("first_row", pa.int64()),
     ]
 )
 
@@ -62,6 +54,8 @@ class ShardRef:
     num_clips: int
     file: str
     row_group: int
+    first_row: int = 0
+    """Of the shard's clips in the row group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +75,9 @@ class Generation:
     num_shards: int
     quarantined: int
     filtered: int
-    shards_file: str
-    rejected_file: str
+    clip_files: tuple[str, ...]
+    shard_files: tuple[str, ...]
+    rejected_files: tuple[str, ...]
 
     @property
     def num_planned(self) -> int:
@@ -90,63 +85,30 @@ class Generation:
         return self.num_clips + self.quarantined + self.filtered
 
 
-def publish_generation(
-    storage: Storage,
-    number: int,
-    shards: list[PlannedShard[Item]],
-    rejections: list[Rejection],
-    *,
-    rows: RowFormat[Item],
-    recipe: Recipe,
-    settings: dict[str, object],
-    columns: pa.Schema,
-) -> Generation:
-    """Write generation ``number``, or adopt the one that another driver has published meanwhile."""
-    folder, attempt = f"plan/{number:05d}", uuid.uuid4().hex[:8]
-    refs = []
-    for first in range(0, len(shards), SHARDS_PER_FILE):
-        name = f"{folder}/clips-{attempt}-{first // SHARDS_PER_FILE:03d}.parquet"
-        part = shards[first : first + SHARDS_PER_FILE]
-        storage.put(name, _items_file(part, rows, columns))
-        refs += [_shard_row(shard, name, row_group) for row_group, shard in enumerate(part)]
-    shards_file = f"{folder}/shards-{attempt}.parquet"
-    storage.put(shards_file, _table_bytes(pa.Table.from_pylist(refs, schema=_SHARD_SCHEMA)))
-    rejected_file = f"{folder}/rejected-{attempt}.parquet"
-    left_out = [asdict(rejection) for rejection in rejections]
-    storage.put(rejected_file, _table_bytes(pa.Table.from_pylist(left_out, schema=REJECTION_SCHEMA)))
-    counts = Counter(rejection.status for rejection in rejections)
-    index = {
-        "format_version": FORMAT_VERSION,
-        "generation": number,
-        "work": rows.work,
-        "recipe": asdict(recipe),
-        "recipe_fingerprint": recipe.fingerprint,
-        "settings": settings,
-        "columns": base64.b64encode(columns.serialize().to_pybytes()).decode(),
-        "column_types": {column.name: str(column.type) for column in columns},
-        "num_clips": sum(len(shard.items) for shard in shards),
-        "num_shards": len(shards),
-        "quarantined": counts["quarantined"],
-        "filtered": counts["filtered"],
-        "shards_file": shards_file,
-        "rejected_file": rejected_file,
-    }
-    storage.put_if_absent(f"{folder}/index.json", json.dumps(index, indent=2).encode())
-    return _read_generation(storage, f"{folder}/index.json")
+def index_path(number: int) -> str:
+    """The file whose existence publishes a generation."""
+    return f"plan/{number:05d}/index.json"
 
 
 def read_generations(storage: Storage) -> list[Generation]:
     """Every published generation, oldest first; empty for a new output."""
-    return [_read_generation(storage, found.uri) for found in storage.list("plan", "index.json")]
+    found: list[Generation] = []
+    for number in count():  # asked for one by one: beside them lie hundreds of thousands of probing's findings
+        try:
+            found.append(read_generation(storage, index_path(number)))
+        except FileNotFoundError:
+            return found
+    raise AssertionError("unreachable")
 
 
-def _read_generation(storage: Storage, path: str) -> Generation:
+def read_generation(storage: Storage, path: str) -> Generation:
+    """Raises: FileNotFoundError; DatasetError: it is of another format."""
     index = storage.read_json(path)
     if index.get("format_version") != FORMAT_VERSION:
         raise DatasetError(f"{storage.uri}/{path}: format {index.get('format_version')}, this version reads {FORMAT_VERSION}")
     return Generation(
         number=index["generation"],
-        work=index.get("work", "encode"),  # the first plans had no other
+        work=index["work"],
         recipe=index["recipe"],
         recipe_fingerprint=index["recipe_fingerprint"],
         settings=index["settings"],
@@ -155,85 +117,53 @@ def _read_generation(storage: Storage, path: str) -> Generation:
         num_shards=index["num_shards"],
         quarantined=index["quarantined"],
         filtered=index["filtered"],
-        shards_file=index["shards_file"],
-        rejected_file=index["rejected_file"],
+        clip_files=tuple(index["clip_files"]),
+        shard_files=tuple(index["shard_files"]),
+        rejected_files=tuple(index["rejected_files"]),
     )
 
 
-def read_shards(storage: Storage, generation: Generation) -> list[ShardRef]:
+def read_shards(storage: Storage, generation: Generation) -> Iterator[ShardRef]:
     """The shards of a generation, in plan order."""
-    rows = pq.read_table(io.BytesIO(storage.read(generation.shards_file))).to_pylist()
-    return [ShardRef(generation=generation.number, bucket_key=row.pop("bucket"), **row) for row in rows]
+    for row in _read_rows(storage, generation.shard_files):
+        bucket, file = sys.intern(row.pop("bucket")), sys.intern(row.pop("file"))  # a few texts, of very many shards
+        yield ShardRef(generation=generation.number, bucket_key=bucket, file=file, **row)
 
 
 def read_items(storage: Storage, shard: ShardRef, rows: RowFormat[Item]) -> list[Item]:
-    """What one shard holds, in plan order: one row group of one file."""
-    values = ShardFile(storage, shard.file).parquet().read_row_group(shard.row_group).to_pylist()
-    return [rows.from_row(row) for row in values]
+    """What one shard holds, in plan order: a part of one row group of one file."""
+    table = ShardFile(storage, shard.file).parquet().read_row_group(shard.row_group)
+    return [rows.from_row(row) for row in table.slice(shard.first_row, shard.num_clips).to_pylist()]
 
 
 def read_column(storage: Storage, generation: Generation, name: str) -> Iterator[Any]:
     """One column of all planned items of a generation."""
-    for row in _read_columns(storage, generation, [name]):
-        yield row[name]
+    return (row[name] for row in _read_rows(storage, generation.clip_files, [name]))
 
 
 def read_rejections(storage: Storage, generation: Generation) -> Iterator[Rejection]:
     """What the plan itself left out."""
-    for batch in ShardFile(storage, generation.rejected_file).parquet().iter_batches():
-        yield from (Rejection(**row) for row in batch.to_pylist())
+    return (Rejection(**row) for row in _read_rows(storage, generation.rejected_files))
 
 
-def read_known_files(storage: Storage, generations: Iterable[Generation]) -> set[str]:
+def read_known_files(storage: Storage, generations: Iterable[Generation]) -> CompactSet:
     """Keys of the input files that earlier generations list, as ``ProbedVideo.key`` makes them.
 
     Those that gave nothing are known too: each file is accounted for once.
     """
-    known: set[str] = set()
+    known = CompactSet()
     for generation in generations:
-        known.update(rejection.sample_id for rejection in read_rejections(storage, generation))
-        files = _read_columns(storage, generation, ["uri", "size_bytes", "version"])
-        known.update(digest(row["uri"], row["size_bytes"], row["version"]) for row in files)
+        for rejected in _read_rows(storage, generation.rejected_files, ["sample_id"]):
+            known.add(rejected["sample_id"])
+        last: dict[str, Any] = {}
+        for row in _read_rows(storage, generation.clip_files, ["uri", "size_bytes", "version"]):
+            if row != last:  # the clips of one video mostly follow each other
+                known.add(digest(row["uri"], row["size_bytes"], row["version"]))
+            last = row
     return known
 
 
-def _read_columns(storage: Storage, generation: Generation, names: list[str]) -> Iterator[dict[str, Any]]:
-    for file in sorted({shard.file for shard in read_shards(storage, generation)}):
-        for batch in ShardFile(storage, file).parquet().iter_batches(columns=names):
+def _read_rows(storage: Storage, files: Iterable[str], names: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    for file in files:
+        for batch in ShardFile(storage, file).parquet().iter_batches(batch_size=1 << 13, columns=names):
             yield from batch.to_pylist()
-
-
-def _items_file(shards: list[PlannedShard[Item]], rows: RowFormat[Item], columns: pa.Schema) -> bytes:
-    schema = rows.schema.append(pa.field("columns", pa.struct(list(columns))))
-    if not columns.names:  # Parquet has no empty struct
-        schema = rows.schema
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-        for shard in shards:
-            values = [rows.to_row(item) | {"columns": _columns_of(item, columns)} for item in shard.items]
-            for column in columns:
-                check_values(column, values)
-            table = pa.Table.from_pylist(values, schema=schema)
-            writer.write_table(table, row_group_size=max(1, len(values)))
-    return sink.getvalue()
-
-
-def _columns_of(item: Item, columns: pa.Schema) -> dict[str, Any]:
-    return {column.name: cast_value(item.columns.get(column.name), column.type) for column in columns}
-
-
-def _shard_row(shard: PlannedShard[Any], file: str, row_group: int) -> dict[str, Any]:
-    return {
-        "shard_id": shard.shard_id,
-        "index": shard.index,
-        "bucket": shard.bucket_key,
-        "num_clips": len(shard.items),
-        "file": file,
-        "row_group": row_group,
-    }
-
-
-def _table_bytes(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()

@@ -1,7 +1,8 @@
 """Making one generation of the plan: list, probe, find the items, group them into shards, publish.
 
-Probing runs on the cluster and is resumable: each batch's findings are kept under the generation, and stay
-there when it is published. No Ray here: how batches are probed is given.
+All of it goes by in pieces, so that the input may be larger than memory. Probing runs on the cluster and is
+resumable: findings are kept under the generation, and stay there when it is published. No Ray here: how
+batches are probed is given.
 """
 
 from __future__ import annotations
@@ -10,19 +11,21 @@ import json
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice, pairwise
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
-from pipeline.columns import column_schema
+from pipeline.columns import ColumnTypes
 from pipeline.config import JobConfig
 from pipeline.errors import TerminalError
-from pipeline.plan import Item, ProbedFile, group_into_shards
+from pipeline.plan import Item, ProbedFile, shard_id_of, shard_sizes
 from pipeline.plan_rows import RowFormat
-from pipeline.plan_store import Generation, publish_generation
+from pipeline.plan_spool import ItemSpool
+from pipeline.plan_store import Generation
+from pipeline.plan_writer import GenerationWriter
 from pipeline.recipe import Recipe, digest
 from pipeline.sources import SourceItem, SourceListing
 from pipeline.storage import Storage
@@ -31,7 +34,11 @@ from pipeline.types import Rejection
 logger = logging.getLogger(__name__)
 
 PROBE_BATCH = 32
-_KEPT_VERSION = 2
+WINDOW_ITEMS = 1 << 15
+"""Listed items in memory at a time; as many as a thousand cores probe at once."""
+WINDOW_PARTS = 32
+"""Objects that the findings of a window are kept in: ten thousand for ten million videos."""
+_KEPT_VERSION = 3
 """Of the findings that are kept; those of another version are not found, and probed again."""
 
 Batch = list[SourceItem]
@@ -49,7 +56,8 @@ class Planner(ABC, Generic[Found, Item]):
     recipe: Recipe
     probe: ProbeBatches[Found]
     on_probed: Callable[[list[Found], int], None]
-    """Told what was found since the last call, and how many files there are to look at."""
+    """Told what was found since the last call, and how many files there are to look at so far."""
+    _num_asked: int = field(default=0, init=False)
 
     @property
     @abstractmethod
@@ -79,12 +87,16 @@ class Planner(ABC, Generic[Found, Item]):
         """What the input names. Raises: ConfigError: nothing usable is there."""
 
     @abstractmethod
-    def find(self, listed: Iterator[SourceItem], earlier: list[Generation]) -> list[Found]:
+    def find(self, listed: Iterator[SourceItem], earlier: list[Generation]) -> Iterator[Found]:
         """What is in the input and not in earlier generations, probed by ``probe_all``."""
 
     @abstractmethod
-    def plan(self, found: list[Found], earlier: list[Generation]) -> Iterator[Item | Rejection]:
-        """The items of what was found, in order, and what gives none."""
+    def plan(self, found: Iterator[Found], earlier: list[Generation]) -> Iterator[Item | Rejection]:
+        """The items of what was found, in order, and what gives none.
+
+        Raises:
+            ConfigError: at the end, if the settings fit nothing in the input.
+        """
 
     @abstractmethod
     def to_json(self, found: Found) -> dict[str, Any]:
@@ -102,77 +114,127 @@ class Planner(ABC, Generic[Found, Item]):
             TransientError: storage does not answer. What was probed so far is kept.
         """
         listing = self.list_input()
-        found = self.find(listing.items, earlier)
-        items: list[Item] = []
-        rejections: list[Rejection] = []
-        for planned in self.plan(found, earlier):
-            if isinstance(planned, Rejection):
-                rejections.append(planned)
-            else:
-                items.append(planned)
-        if not items and not rejections:
-            return None
-        values = [file.columns for file in found] + [item.columns for item in items]
-        columns = column_schema(values, listing.schema, self.fixed_columns(earlier))
-        return self._publish(len(earlier), items, rejections, columns)
+        types = ColumnTypes(listing.schema, self.fixed_columns(earlier))
+        writer = GenerationWriter(self.storage, len(earlier), self.rows)
+        with ItemSpool(self.rows, types.declared) as spool:
+            for planned in self.plan(_seen(self.find(listing.items, earlier), types), earlier):
+                if isinstance(planned, Rejection):
+                    writer.reject(planned)
+                else:
+                    types.see(planned.columns)
+                    spool.add(planned)
+            if not spool.counts and not writer.counts:
+                return None
+            writer.fix_columns(types.schema())
+            self._add_shards(spool, writer)
+        return writer.publish(self.recipe, self.config.plan_settings())
 
-    def _publish(self, number: int, items: list[Item], rejections: list[Rejection], columns: pa.Schema) -> Generation:
-        shards = group_into_shards(
-            items,
-            generation=number,
-            recipe=self.recipe.fingerprint,
-            item_bytes=self.item_bytes,
-            shard_bytes=self.shard_bytes,
-        )
-        return publish_generation(
-            self.storage,
-            number,
-            shards,
-            rejections,
-            rows=self.rows,
-            recipe=self.recipe,
-            settings=self.config.plan_settings(),
-            columns=columns,
-        )
+    def _add_shards(self, spool: ItemSpool[Item], writer: GenerationWriter[Item]) -> None:
+        shapes = {key: (count, self.item_bytes(spool.firsts[key])) for key, count in spool.counts.items()}
+        for key, sizes in shard_sizes(shapes, self.shard_bytes):
+            for table, columns in spool.read(key, sizes):
+                shard_id = shard_id_of(writer.number, self.recipe.fingerprint, table["sample_id"].to_pylist())
+                writer.add_shard(shard_id, key, table, columns)
 
-    def probe_all(self, number: int, items: list[SourceItem]) -> Iterator[Found]:
+    def probe_all(self, number: int, items: Iterable[SourceItem]) -> Iterator[Found]:
         """Findings in listing order: those of an interrupted run from storage, the rest from the cluster."""
-        batches = _split(items)
         folder = f"plan/{number:05d}/probed"
-        paths = [f"{folder}/{_batch_key(self.probe_settings, batch)}.json" for batch in batches]
-        stored = {found.uri for found in self.storage.list(folder, ".json")}
-        findings = [self._read_kept(path) if path in stored else None for path in paths]
-        todo = [position for position, files in enumerate(findings) if files is None]
+        stored = {found.uri for found in self.storage.walk(folder)}
+        for window in _windows(items):
+            parts = [self._part(folder, batches) for batches in _grouped(_split(window))]
+            for part in parts:
+                if part.path in stored:
+                    part.findings = self._read_kept(part)
+            self._probe_rest(parts)
+            for part in parts:
+                for item, file in part.pairs():
+                    yield replace(file, columns={**item.columns, **file.columns}) if item.columns else file
+
+    def _part(self, folder: str, batches: list[Batch]) -> _Part[Found]:
+        key = digest(*(_batch_key(self.probe_settings, batch) for batch in batches))
+        return _Part(batches, f"{folder}/{key}.json", [None] * len(batches))
+
+    def _probe_rest(self, parts: list[_Part[Found]]) -> None:
+        """Probe what was not found in storage; a part is kept as soon as it is whole."""
+        todo = [(part, position) for part in parts for position, files in enumerate(part.findings) if files is None]
         # What the input says about a file stays here; probing needs its address only.
-        lean = [[replace(item, columns={}) for item in batches[position]] for position in todo]
-        for which, files in self.probe(lean):
-            position = todo[which]
-            findings[position] = files
-            if all(item.version for item in batches[position]):  # else nothing tells whether they still hold later
-                self.storage.put(paths[position], self._dump(files))
-            self.on_probed(files, sum(map(len, lean)))
-        for batch, found in zip(batches, findings, strict=True):
+        lean = [list(map(_bare, part.batches[position])) for part, position in todo]
+        self._num_asked += sum(map(len, lean))
+        for which, files in self.probe(lean) if lean else ():
+            part, position = todo[which]
+            part.findings[position] = files
+            if part.is_whole and part.is_versioned:  # else nothing tells whether they still hold later
+                self.storage.put(part.path, self._dump(part.findings))
+            self.on_probed(files, self._num_asked)
+
+    def _read_kept(self, part: _Part[Found]) -> list[list[Found] | None]:
+        """Stored findings; None for a batch with an error, which may have been mended since."""
+        rows = json.loads(self.storage.read(part.path))
+        batches = [list(map(self._load, batch)) for batch in rows]
+        return [None if any(file.error for file in files) else files for files in batches]
+
+    def _dump(self, findings: list[list[Found] | None]) -> bytes:
+        return json.dumps([[self._row(file) for file in files or ()] for files in findings]).encode()
+
+    def _row(self, file: Found) -> dict[str, Any]:
+        error = [file.error.stage, file.error.reason, file.error.detail] if file.error else None
+        common = {"uri": file.uri, "size_bytes": file.size_bytes, "version": file.version, "columns": file.columns}
+        return {"file": common, "error": error, "found": self.to_json(file)}
+
+    def _load(self, row: dict[str, Any]) -> Found:
+        error = TerminalError(*row["error"]) if row["error"] else None
+        return self.from_json({**row["file"], "error": error}, row["found"])
+
+
+@dataclass(slots=True)
+class _Part(Generic[Found]):
+    """Batches whose findings are kept in one object."""
+
+    batches: list[Batch]
+    path: str
+    findings: list[list[Found] | None]
+    """Of each batch; None: not known yet."""
+
+    @property
+    def is_whole(self) -> bool:
+        return None not in self.findings
+
+    @property
+    def is_versioned(self) -> bool:
+        return all(item.version for batch in self.batches for item in batch)
+
+    def pairs(self) -> Iterator[tuple[SourceItem, Found]]:
+        for batch, found in zip(self.batches, self.findings, strict=True):
             assert found is not None, "probing left a batch out"
-            for item, file in zip(batch, found, strict=True):
-                yield replace(file, columns={**item.columns, **file.columns})
+            yield from zip(batch, found, strict=True)
 
-    def _read_kept(self, path: str) -> list[Found] | None:
-        """Stored findings; None if there is an error among them, which may have been mended since."""
-        files = list(self._load(self.storage.read(path)))
-        return None if any(file.error for file in files) else files
 
-    def _dump(self, files: list[Found]) -> bytes:
-        rows = []
-        for file in files:
-            error = [file.error.stage, file.error.reason, file.error.detail] if file.error else None
-            common = {"uri": file.uri, "size_bytes": file.size_bytes, "version": file.version, "columns": file.columns}
-            rows.append({"file": common, "error": error, "found": self.to_json(file)})
-        return json.dumps(rows).encode()
+def _bare(item: SourceItem) -> SourceItem:
+    return replace(item, columns={}) if item.columns else item
 
-    def _load(self, data: bytes) -> Iterator[Found]:
-        for row in json.loads(data):
-            error = TerminalError(*row["error"]) if row["error"] else None
-            yield self.from_json({**row["file"], "error": error}, row["found"])
+
+def _seen(files: Iterator[Found], types: ColumnTypes) -> Iterator[Found]:
+    for file in files:
+        types.see(file.columns)
+        yield file
+
+
+def _windows(items: Iterable[SourceItem]) -> Iterator[list[SourceItem]]:
+    """So many items at a time as memory holds; the last ones join those before them, so that no batch is tiny."""
+    rest = iter(items)
+    window = list(islice(rest, WINDOW_ITEMS))
+    while window:
+        following = list(islice(rest, WINDOW_ITEMS))
+        if len(following) < PROBE_BATCH:
+            window, following = window + following, []
+        yield window
+        window = following
+
+
+def _grouped(batches: list[Batch]) -> Iterator[list[Batch]]:
+    """What is kept together: one batch of a small input, so that little is lost with a driver that dies."""
+    size = math.ceil(len(batches) / WINDOW_PARTS)
+    return (batches[first : first + size] for first in range(0, len(batches), size))
 
 
 def _split(items: list[SourceItem]) -> list[Batch]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import errno
+import functools
 import json
 import logging
 import os
@@ -192,6 +193,51 @@ class Storage:
             for path, info in sorted(found.items())
             if path.endswith(suffix)
         ]
+
+    def walk(self, folder: str, suffix: str = "") -> Iterator[StoredObject]:
+        """As ``list``, a page at a time and in the store's own order: for folders of millions of files.
+
+        Disks and S3 are read in pages; another store's client lists the folder whole.
+        """
+        if self.is_local:
+            found = self._walk_disk(self._full(folder))
+        elif hasattr(self._fs, "call_s3"):
+            found = self._walk_s3(self._full(folder))
+        else:
+            found = iter(self.list(folder))
+        return (stored for stored in found if stored.uri.endswith(suffix))
+
+    def _walk_disk(self, folder: str) -> Iterator[StoredObject]:
+        with contextlib.ExitStack() as held:
+            try:
+                entries = held.enter_context(os.scandir(folder))
+            except FileNotFoundError:
+                return
+            except PermissionError as error:
+                raise ConfigError(f"{self.uri}: access refused: {error}") from error
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from self._walk_disk(entry.path)
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                    found = entry.stat()
+                    yield StoredObject(entry.path[len(self._root) + 1 :], found.st_size, f"{found.st_mtime:.6f}")
+
+    def _walk_s3(self, folder: str) -> Iterator[StoredObject]:
+        bucket, prefix, _ = self._fs.split_path(f"{folder}/")
+        place = {"Bucket": bucket, "Prefix": prefix}
+        skip = len(self._root) - len(bucket)  # a key starts where the bucket's name and a slash end
+        while True:
+            try:
+                page = self._retry("list", folder, functools.partial(self._fs.call_s3, "list_objects_v2", **place))
+            except FileNotFoundError:
+                return
+            entries = page.get("Contents", [])
+            for entry in entries:
+                yield StoredObject(entry["Key"][skip:], int(entry["Size"]), object_version(entry))
+            if not page.get("IsTruncated") or not entries:
+                return
+            place["StartAfter"] = entries[-1]["Key"]  # and not a token: a page can be asked for again
 
     def names(self) -> builtins.list[str]:
         """What lies directly in the folder; empty if the folder is not there."""

@@ -5,6 +5,7 @@ Nothing here does I/O, and nothing imports Ray, PyAV or a model.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,6 +20,7 @@ Frames = npt.NDArray[np.uint8]
 _BUCKET_KEY = re.compile(r"(\d+)x(\d+)x(\d+)@(\d+(?:\.\d+)?)")
 
 
+@functools.lru_cache(maxsize=256)
 def exact_fps(fps: float) -> Fraction:
     """A rate as a fraction; 29.97 and 23.976 mean their NTSC rates."""
     ntsc = Fraction(round(fps * 1.001) * 1000, 1001)

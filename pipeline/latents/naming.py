@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from pipeline.compact_set import CompactSet
+
 _MAX_BYTES = 150  # with a suffix and a temporary name's addition, below every file system's 255
 _SEPARATORS = re.compile(r"[/\\]+")
 
@@ -17,15 +19,14 @@ def clean_name(text: str) -> str:
 
 
 class Names:
-    """Gives names out, each once; names that differ in case only are one name, as on many disks.
+    """Gives names out, each once; names that differ in case only are one name, as on many disks."""
 
-    Args:
-        taken: names that are in use; it grows by those given, in lower case.
-    """
+    def __init__(self) -> None:
+        self._taken = CompactSet()
 
-    def __init__(self, taken: set[str]) -> None:
-        taken |= {_folded(name) for name in taken}
-        self._taken = taken
+    def occupy(self, name: str) -> None:
+        """A name that was given out before."""
+        self._taken.add(_folded(name))
 
     def take(self, wanted: str, sample_id: str) -> str:
         """The cleaned name, or with ``-<start of sample_id>`` where it is in use or empty."""
@@ -34,7 +35,7 @@ class Names:
             if _folded(name) not in self._taken:
                 break
             name = f"{_cut(base, _MAX_BYTES - length - 1)}-{sample_id[:length]}"
-        self._taken.add(_folded(name))
+        self.occupy(name)
         return name
 
 

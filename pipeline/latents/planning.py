@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from pipeline.compact_set import CompactSet
 from pipeline.errors import ConfigError, TerminalError
 from pipeline.latents.config import DEFAULT_NAME_COLUMN, LatentInputConfig
 from pipeline.latents.listing import check_scale
@@ -21,7 +22,7 @@ from pipeline.video_writer import MAX_FPS, MIN_FPS
 
 
 def plan_latents(
-    probed: Iterable[ProbedLatents], config: LatentInputConfig, recipe: str, default_fps: float, taken_names: set[str]
+    probed: Iterable[ProbedLatents], config: LatentInputConfig, recipe: str, default_fps: float, names: Names
 ) -> Iterator[PlannedLatent | Rejection]:
     """The clips that ``input`` selects, in order; one that cannot be used yields a rejection.
 
@@ -30,14 +31,13 @@ def plan_latents(
     Args:
         recipe: fingerprint of what else decides the video.
         default_fps: where a row names no rate.
-        taken_names: names of videos that are there already; the names given are added, in lower case.
+        names: gives each video its own.
 
     Raises:
         ConfigError: the scale must be said, or a column or id of the settings is nowhere in the input.
     """
     selection = _Selection(config)
-    names = Names(taken_names)
-    seen: set[str] = set()
+    seen = CompactSet()
     for candidate in islice(selection.select(probed), config.limit):
         try:
             planned = _plan(candidate, config, recipe, default_fps, names, seen)
@@ -146,7 +146,7 @@ def _candidates(probed: Iterable[ProbedLatents]) -> Iterator[_Candidate]:
 
 
 def _plan(
-    candidate: _Candidate, config: LatentInputConfig, recipe: str, default_fps: float, names: Names, seen: set[str]
+    candidate: _Candidate, config: LatentInputConfig, recipe: str, default_fps: float, names: Names, seen: CompactSet
 ) -> PlannedLatent | None:
     """A clip ready to decode; None if it is planned already. Raises: TerminalError: it cannot be."""
     file, found = candidate.file, candidate.found
@@ -163,9 +163,8 @@ def _plan(
         raise named(error, file.uri) from error
     fps = _find_fps(candidate, config, default_fps)
     sample_id = digest(file.key, found.key, found.row, found.member, found.layout, multiplier, pad, fps, recipe)
-    if sample_id in seen:
+    if not seen.add(sample_id):
         return None
-    seen.add(sample_id)
     return PlannedLatent(
         sample_id=sample_id,
         uri=file.uri,

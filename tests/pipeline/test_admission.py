@@ -12,7 +12,8 @@ from pipeline.admission import check_output, check_recipe, check_settings
 from pipeline.config import RunConfig
 from pipeline.errors import RunRefusedError
 from pipeline.plan_rows import CLIP_ROWS
-from pipeline.plan_store import Generation, publish_generation
+from pipeline.plan_store import Generation
+from pipeline.plan_writer import publish_generation
 from pipeline.recipe import LatentRecipe
 from pipeline.storage import Storage
 

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.columns import column_schema
+from pipeline.columns import ColumnTypes
 from pipeline.errors import ConfigError
 
 CAPTION = pa.schema([("caption", pa.string())])
@@ -15,6 +15,13 @@ CAPTION = pa.schema([("caption", pa.string())])
 
 def schema_of(*fields: tuple[str, pa.DataType]) -> pa.Schema:
     return pa.schema(list(fields))
+
+
+def column_schema(values: list[dict[str, Any]], declared: pa.Schema | None, fixed: pa.Schema | None) -> pa.Schema:
+    types = ColumnTypes(declared, fixed)
+    for columns in values:
+        types.see(columns)
+    return types.schema()
 
 
 @pytest.mark.parametrize(

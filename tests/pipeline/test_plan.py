@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +11,9 @@ from hypothesis import strategies as st
 
 from pipeline.config import ClipConfig
 from pipeline.errors import TerminalError
-from pipeline.plan import PlannedClip, PlannedShard, ProbedVideo, group_into_shards, plan_clips
+from pipeline.plan import PlannedClip, ProbedVideo, plan_clips, shard_id_of, shard_sizes
 from pipeline.types import Bucket, Clip, Rejection
-from tests.pipeline.fakes import make_clip, make_video
+from tests.pipeline.fakes import make_video
 
 WIDE, TALL, LONG = (Bucket.parse(key) for key in ("17x64x96@8", "17x96x64@8", "49x64x96@8"))
 
@@ -152,52 +151,36 @@ def test_sample_id_changes_with_nothing_else() -> None:
 # Shards
 
 
-def group(
-    clips: list[PlannedClip], *, clip_bytes: int = 1, shard_bytes: int = 100, **changes: Any
-) -> list[PlannedShard[PlannedClip]]:
-    identity = {"generation": 0, "recipe": "recipe"} | changes
-    return group_into_shards(clips, item_bytes=lambda item: clip_bytes, shard_bytes=shard_bytes, **identity)
-
-
 @given(
-    buckets=st.lists(st.sampled_from([WIDE, TALL, LONG]), max_size=300),
-    clip_bytes=st.integers(1, 50),
+    shapes=st.dictionaries(st.sampled_from("abc"), st.tuples(st.integers(1, 300), st.integers(1, 50)), min_size=1),
     shard_bytes=st.integers(1, 500),
 )
-def test_shards_hold_every_clip_once_in_order_and_are_balanced(buckets: list[Bucket], clip_bytes: int, shard_bytes: int) -> None:
-    clips = [make_clip(number, bucket=bucket) for number, bucket in enumerate(buckets)]
-    shards = group(clips, clip_bytes=clip_bytes, shard_bytes=shard_bytes)
-    assert [shard.index for shard in shards] == list(range(len(shards)))
-    assert len({shard.shard_id for shard in shards}) == len(shards)
-    assert len(shards) >= min(32, len(clips))
-    for bucket in set(buckets):
-        own = [shard for shard in shards if shard.bucket_key == bucket.key]
-        assert [clip for shard in own for clip in shard.items] == [clip for clip in clips if clip.clip.bucket == bucket]
-        sizes = [len(shard.items) for shard in own]
+def test_shards_hold_every_item_once_and_are_balanced(shapes: dict[str, tuple[int, int]], shard_bytes: int) -> None:
+    shards = dict(shard_sizes(shapes, shard_bytes))
+    assert list(shards) == sorted(shapes)
+    assert {key: sum(sizes) for key, sizes in shards.items()} == {key: count for key, (count, _) in shapes.items()}
+    assert sum(map(len, shards.values())) >= min(32, sum(count for count, _ in shapes.values()))
+    for key, sizes in shards.items():
+        item_bytes = shapes[key][1]
         assert max(sizes) - min(sizes) <= 1
         assert min(sizes) >= 1
-        assert max(sizes) == 1 or max(sizes) * clip_bytes < shard_bytes + clip_bytes
-    assert sum(Counter(shard.bucket_key for shard in shards).values()) == len(shards)
+        assert max(sizes) == 1 or max(sizes) * item_bytes < shard_bytes + item_bytes
 
 
 def test_large_input_makes_shards_of_about_the_size_asked_for() -> None:
-    shards = group([make_clip(number) for number in range(10_000)], clip_bytes=1, shard_bytes=100)
-    assert [len(shard.items) for shard in shards] == [100] * 100
+    assert list(shard_sizes({"a": (10_000, 1)}, 100)) == [("a", [100] * 100)]
 
 
-def test_shard_id_follows_from_generation_recipe_and_clips() -> None:
-    clips = [make_clip(number) for number in range(3)]
+def test_no_items_make_no_shards() -> None:
+    assert list(shard_sizes({}, 100)) == []
+
+
+def test_shard_id_follows_from_generation_recipe_and_items() -> None:
     ids = [
-        group(clips)[0].shard_id,
-        group(clips, generation=1)[0].shard_id,
-        group(clips, recipe="other")[0].shard_id,
-        group([make_clip(9), *clips[1:]])[0].shard_id,
+        shard_id_of(0, "recipe", "abc"),
+        shard_id_of(1, "recipe", "abc"),
+        shard_id_of(0, "other", "abc"),
+        shard_id_of(0, "recipe", "xbc"),
     ]
     assert len(set(ids)) == 4
-    assert group(clips)[0].shard_id == ids[0]
-    captioned = [replace(clip, columns={"caption": "x"}) for clip in clips]
-    assert group(captioned)[0].shard_id == ids[0]
-
-
-def test_no_clips_make_no_shards() -> None:
-    assert group([]) == []
+    assert shard_id_of(0, "recipe", iter("abc")) == ids[0]

@@ -15,13 +15,14 @@ from pipeline.plan import PlannedClip, PlannedShard
 from pipeline.plan_rows import CLIP_ROWS
 from pipeline.plan_store import (
     Generation,
-    publish_generation,
+    ShardRef,
     read_generations,
     read_items,
     read_known_files,
     read_rejections,
     read_shards,
 )
+from pipeline.plan_writer import publish_generation
 from pipeline.recipe import LatentRecipe, digest
 from pipeline.storage import Storage
 from pipeline.types import Rejection
@@ -98,18 +99,46 @@ def test_new_output_has_no_generations(output: Storage) -> None:
 
 def test_generation_may_have_no_clips_or_no_columns(output: Storage) -> None:
     empty = publish(output, [], rejections=[make_rejection(0)])
-    assert read_shards(output, empty) == []
+    assert list(read_shards(output, empty)) == []
     bare = publish(output, [make_shard(0, make_clip(0))], number=1, columns=pa.schema([]))
     assert read_all_clips(output, bare) == [[make_clip(0)]]
     assert read_generations(output) == [empty, bare]
 
 
-def test_shards_beyond_one_file_are_found(output: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.plan_store.SHARDS_PER_FILE", 2)
-    clips = [make_clip(number, caption=None) for number in range(5)]
-    generation = publish(output, [make_shard(index, clip) for index, clip in enumerate(clips)])
-    assert len({ref.file for ref in read_shards(output, generation)}) == 3
-    assert read_all_clips(output, generation) == [[clip] for clip in clips]
+def shards_of(output: Storage, sizes: list[int]) -> tuple[list[ShardRef], list[list[PlannedClip]], list[list[PlannedClip]]]:
+    """Shards of so many clips, published: where they are, what was planned, what is read."""
+    numbers = iter(range(sum(sizes)))
+    planned = [[make_clip(next(numbers), caption=None) for _ in range(size)] for size in sizes]
+    generation = publish(output, [make_shard(index, *clips) for index, clips in enumerate(planned)])
+    return list(read_shards(output, generation)), planned, read_all_clips(output, generation)
+
+
+def test_plan_is_written_in_files_of_bounded_size(output: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.plan_writer.PART_ROWS", 4)
+    monkeypatch.setattr("pipeline.plan_writer.GROUP_ROWS", 1)
+    monkeypatch.setattr("pipeline.plan_writer._BATCH_ROWS", 2)
+    refs, planned, read = shards_of(output, [2, 1, 3, 3, 1])
+    assert read == planned
+    assert [(ref.file[-13:-8], ref.row_group, ref.first_row) for ref in refs] == [
+        ("00000", 0, 0),
+        ("00000", 1, 0),
+        ("00000", 2, 0),
+        ("00001", 0, 0),
+        ("00001", 1, 0),
+    ]
+    rejections = [make_rejection(number) for number in range(9)]
+    generation = publish(output, [], number=1, rejections=rejections)
+    assert len(generation.rejected_files) == 3
+    assert list(read_rejections(output, generation)) == rejections
+
+
+def test_row_group_holds_whole_shards_and_a_shard_is_read_with_its_group_alone(
+    output: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.plan_writer.GROUP_ROWS", 4)
+    refs, planned, read = shards_of(output, [2, 1, 3, 9, 1])
+    assert read == planned
+    assert [(ref.row_group, ref.first_row) for ref in refs] == [(0, 0), (0, 2), (0, 3), (1, 0), (2, 0)]
 
 
 VALUES: list[tuple[pa.DataType, Any]] = [
@@ -190,7 +219,7 @@ def test_other_format_is_refused_by_version(output: Storage) -> None:
     publish(output, [])
     index = output.read_json("plan/00000/index.json")
     output.put("plan/00000/index.json", json.dumps(index | {"format_version": 9}).encode())
-    with pytest.raises(DatasetError, match=r"plan/00000/index\.json: format 9, this version reads 1"):
+    with pytest.raises(DatasetError, match=r"plan/00000/index\.json: format 9, this version reads 2"):
         read_generations(output)
 
 
@@ -203,8 +232,9 @@ def test_videos_of_earlier_generations_are_known_with_or_without_clips(output: S
     publish(output, [make_shard(1, clips[2])], number=1)
     known = read_known_files(output, read_generations(output))
     keys = {digest(c.clip.uri, c.clip.size_bytes, c.clip.version) for c in clips}
-    assert known == keys | {"key-0"}
-    assert read_known_files(output, []) == set()
+    assert len(known) == 4
+    assert all(key in known for key in keys | {"key-0"})
+    assert len(read_known_files(output, [])) == 0
 
 
 # Values of columns

@@ -36,11 +36,13 @@ class FakeProbe:
     columns_seen: list[dict[str, Any]] = field(default_factory=list)
     fails_after: int | None = None
     """Batches until storage goes away."""
+    num_batches: int = 0
 
     def __call__(self, batches: list[Batch]) -> Iterator[tuple[int, list[ProbedVideo]]]:
-        for count, (position, batch) in enumerate(reversed(list(enumerate(batches)))):
-            if count == self.fails_after:
+        for position, batch in reversed(list(enumerate(batches))):
+            if self.num_batches == self.fails_after:
                 raise TransientError("storage does not answer")
+            self.num_batches += 1
             yield position, [self._probe(item) for item in batch]
 
     def _probe(self, item: SourceItem) -> ProbedVideo:
@@ -106,7 +108,7 @@ def test_clips_stand_in_listing_order_whatever_order_they_were_probed_in(work: W
     assert work.clips(generation) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4"]
     assert generation is not None
     assert (generation.number, generation.num_clips, generation.num_planned) == (0, 5, 5)
-    (first, *_) = read_items(work.output, read_shards(work.output, generation)[0], CLIP_ROWS)
+    (first, *_) = read_items(work.output, next(read_shards(work.output, generation)), CLIP_ROWS)
     assert first.columns == {"caption": "beside a.mp4"}
 
 
@@ -285,3 +287,54 @@ def test_batches_have_one_size_give_or_take_one(count: int) -> None:
     sizes = {len(batch) for batch in batches}
     assert max(sizes) <= 32
     assert max(sizes) - min(sizes) <= 1
+
+
+# Large inputs
+
+
+def test_input_larger_than_memory_goes_by_in_windows_and_makes_the_same_plan(
+    work: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{number:02d}.mp4" for number in range(23)]
+    work.write(*names, "bad.mp4")
+    whole = work.plan()
+    monkeypatch.setattr("pipeline.planning.WINDOW_ITEMS", 5)
+    other = Workplace(work.input, Storage(f"{work.output.uri}-2"))
+    windowed = other.plan()
+    assert whole is not None
+    assert windowed is not None
+    assert other.clips(windowed) == work.clips(whole) == names
+    assert windowed.shard_files != whole.shard_files
+    shards = [
+        [ref.shard_id for ref in read_shards(work.output, whole)],
+        [ref.shard_id for ref in read_shards(other.output, windowed)],
+    ]
+    assert shards[0] == shards[1]
+
+
+def test_last_window_is_never_so_small_that_one_video_is_probed_alone(work: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.planning.WINDOW_ITEMS", 4)
+    work.write(*(f"{number}.mp4" for number in range(9)))
+    sizes: list[list[int]] = []
+
+    class SizeProbe(FakeProbe):
+        def __call__(self, batches: list[Batch]) -> Iterator[tuple[int, list[ProbedVideo]]]:
+            sizes.append([len(batch) for batch in batches])
+            return super().__call__(batches)
+
+    assert len(work.clips(work.plan(SizeProbe()))) == 9
+    assert sizes == [[2, 2], [2, 2, 1]]
+
+
+def test_findings_are_kept_in_a_few_objects_and_batches_with_errors_alone_are_probed_again(
+    work: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.planning.WINDOW_ITEMS", 8)
+    monkeypatch.setattr("pipeline.planning.WINDOW_PARTS", 2)
+    work.write(*(f"{number:02d}.mp4" for number in range(7)), "bad.mp4", *(f"{number}.mp4" for number in "xyz"))
+    with pytest.raises(TransientError):
+        work.plan(FakeProbe(fails_after=4))  # the first window whole: two objects of two batches
+    assert len(work.output.list("plan/00000/probed")) == 2
+    probe = FakeProbe()
+    work.plan(probe)
+    assert sorted(probe.probed) == ["06.mp4", "bad.mp4", "x.mp4", "y.mp4", "z.mp4"]

@@ -385,3 +385,31 @@ def test_version_is_the_etag_or_the_modification_time(tmp_path: Path) -> None:
     assert object_version({"ETag": '"abc"', "LastModified": "now"}) == "abc"
     assert object_version({"mtime": 1.5}) == "1.500000"
     assert object_version({}) == ""
+
+
+# Folders of very many files
+
+
+def test_walking_gives_what_listing_gives(storage: Storage) -> None:
+    for path in ("data/b=1/2.x", "data/b=1/1.x", "data/0.x", "data/b=2/3.y", "other/4.x", "database/5.x"):
+        storage.put(path, path.encode())
+    for folder, suffix in (("data", ""), ("data", ".x"), ("data/b=1", ""), ("", ""), ("nowhere", "")):
+        walked = sorted(storage.walk(folder, suffix), key=lambda stored: stored.uri)
+        assert walked == storage.list(folder, suffix), folder
+
+
+def test_walking_s3_takes_page_after_page_and_repeats_one_that_failed(on_s3: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.storage._FIRST_DELAY_S", 0.0)
+    for number in range(5):
+        on_s3.put(f"data/{number}", b"x")
+    call_s3, asked = on_s3._fs.call_s3, []
+
+    def two_at_a_time(method: str, **arguments: Any) -> Any:
+        asked.append(arguments.get("StartAfter", "").rpartition("/")[2])
+        if len(asked) == 2:
+            raise OSError(errno.EBUSY, "SlowDown")
+        return call_s3(method, MaxKeys=2, **arguments)
+
+    monkeypatch.setattr(on_s3._fs, "call_s3", two_at_a_time)
+    assert [stored.uri for stored in on_s3.walk("data")] == [f"data/{number}" for number in range(5)]
+    assert asked == ["", "1", "1", "3"]

@@ -22,6 +22,7 @@ from pipeline.latents import (
     plan_latents,
     probe_latents,
 )
+from pipeline.latents.naming import Names
 from pipeline.types import Rejection
 
 CHANNELS = 16
@@ -90,8 +91,8 @@ def probe(config: LatentInputConfig, channels: int = CHANNELS) -> list[ProbedLat
     return probe_latents(list(list_latents(config).items), config, channels)
 
 
-def plan(config: LatentInputConfig, taken: set[str] | None = None, fps: float = 8.0) -> list[PlannedLatent | Rejection]:
-    return list(plan_latents(probe(config), config, "recipe", fps, set() if taken is None else taken))
+def plan(config: LatentInputConfig, fps: float = 8.0) -> list[PlannedLatent | Rejection]:
+    return list(plan_latents(probe(config), config, "recipe", fps, Names()))
 
 
 def plan_all(config: LatentInputConfig, **rest: Any) -> list[PlannedLatent]:

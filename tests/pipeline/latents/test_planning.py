@@ -40,8 +40,8 @@ def make_probed(name: str = "a.pt", count: int = 1, **changes: Any) -> ProbedLat
     return ProbedLatents(**{"uri": f"/in/{name}", "size_bytes": 9, "version": "1", "latents": latents, **changes})
 
 
-def plan_probed(probed: list[ProbedLatents], taken: set[str] | None = None, recipe: str = "r", **settings: Any) -> list[Any]:
-    return list(plan_latents(probed, configure("/in", **settings), recipe, 8.0, set() if taken is None else taken))
+def plan_probed(probed: list[ProbedLatents], names: Names | None = None, recipe: str = "r", **settings: Any) -> list[Any]:
+    return list(plan_latents(probed, configure("/in", **settings), recipe, 8.0, names or Names()))
 
 
 def names_of(probed: list[ProbedLatents], **settings: Any) -> list[str]:
@@ -210,11 +210,13 @@ def test_names_come_from_the_name_column_the_source_or_the_file(dataset: Storage
 
 
 def test_name_that_is_taken_gets_the_start_of_the_id() -> None:
-    taken = {"Dog"}
+    names = Names()
+    names.occupy("Dog")
     files = [make_probed(f"{number}/dog.pt") for number in range(3)]
-    planned = plan_probed(files, taken)
+    planned = plan_probed(files, names)
     assert [item.name for item in planned] == [f"dog-{item.sample_id[:8]}" for item in planned]
-    assert {item.name for item in planned} < taken
+    (again,) = plan_probed(files[:1], names)
+    assert again.name == f"dog-{again.sample_id[:16]}"
     (accented, other) = plan_probed([make_probed("caf\u00e9.pt"), make_probed("CAFE\u0301.pt")])
     assert accented.name == "caf\u00e9"
     assert other.name == f"CAF\u00c9-{other.sample_id[:8]}"
@@ -239,7 +241,7 @@ def test_name_is_cleaned(text: str, name: str) -> None:
 
 
 def test_name_without_a_usable_character_is_the_id() -> None:
-    names = Names(set())
+    names = Names()
     assert names.take("///...", "a" * 32) == "_"
     assert names.take("\0", "b" * 32) == "b" * 16
     assert names.take("", "b" * 16 + "c" * 16) == f"{'b' * 16}-{'b' * 8}"
@@ -247,7 +249,7 @@ def test_name_without_a_usable_character_is_the_id() -> None:
 
 @given(st.lists(st.text(max_size=200), min_size=1, max_size=12))
 def test_any_texts_become_names_that_differ_and_fit(texts: list[str]) -> None:
-    names = Names(set())
+    names = Names()
     given_out = [names.take(text, f"{number:032x}"[::-1]) for number, text in enumerate(texts)]
     assert len({name.casefold() for name in given_out}) == len(texts)
     for name in given_out:
@@ -258,7 +260,7 @@ def test_any_texts_become_names_that_differ_and_fit(texts: list[str]) -> None:
 
 def test_long_name_is_cut_at_a_character() -> None:
     assert clean_name("漢" * 100) == "漢" * 50
-    names = Names(set())
+    names = Names()
     names.take("漢" * 100, "0" * 32)
     assert names.take("漢" * 100, "1" * 32) == "漢" * 47 + "-11111111"
 
