@@ -76,7 +76,7 @@ def write_dataset(folder: str, latents: list[torch.Tensor]) -> None:
         writer.close(summary)
     path = shard_path(BUCKET.key, 0, "bench")
     storage.put_file_if_absent(path, spool)
-    publish_dataset(storage, [(path, summary)], [], DatasetInfo(schema=schema, scaling_factor=0.7, dtype="bfloat16"))
+    publish_dataset(storage, [path], [], DatasetInfo(schema=schema, scaling_factor=0.7, dtype="bfloat16"))
 
 
 def make_clip(number: int) -> Clip:

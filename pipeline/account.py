@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -17,6 +17,14 @@ class ExitCode(IntEnum):
     OVER_MAX_QUARANTINED = 3
     STOPPED = 4
     """Stopped before the end; the same command resumes."""
+
+
+LeftOut = Mapping[tuple[str, str], int]
+"""How many items were left out, by status and reason."""
+
+
+def count_left_out(rejections: Iterable[Rejection]) -> LeftOut:
+    return Counter((rejection.status, rejection.reason) for rejection in rejections)
 
 
 @dataclass(slots=True)
@@ -36,17 +44,20 @@ class Account:
         return self.planned - self.written - self.quarantined - self.filtered
 
     def add_shard(self, summary: ShardSummary) -> None:
-        self.written += summary.num_rows
-        self.size_bytes += summary.size_bytes
-        self.add_rejections(summary.rejections)
+        self.add_counts(summary.num_rows, summary.size_bytes, count_left_out(summary.rejections))
 
     def add_rejections(self, rejections: Iterable[Rejection]) -> None:
-        for rejection in rejections:
-            self.reasons[rejection.reason] += 1
-            if rejection.status == "quarantined":
-                self.quarantined += 1
+        self.add_counts(0, 0, count_left_out(rejections))
+
+    def add_counts(self, written: int, size_bytes: int, left_out: LeftOut) -> None:
+        self.written += written
+        self.size_bytes += size_bytes
+        for (status, reason), count in left_out.items():
+            self.reasons[reason] += count
+            if status == "quarantined":
+                self.quarantined += count
             else:
-                self.filtered += 1
+                self.filtered += count
 
     def is_over(self, max_quarantined: float | None) -> bool:
         """Whether more clips are quarantined than allowed: a count, or below 1 a share of the plan."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 
 from pipeline.account import Account
@@ -90,8 +90,8 @@ class DecodeWork:
         counts = read_counts(self.storage)
         return counts == (num_shards, account.written, account.quarantined, account.filtered) and self.storage.exists(REPORT_PATH)
 
-    def publish(self, generations: list[Generation], shards: list[tuple[str, ShardSummary]], account: Account) -> None:
+    def publish(self, generations: list[Generation], shards: Iterable[str], account: Account) -> None:
         rejections = (rejection for g in generations for rejection in read_rejections(self.storage, g))
         recipe = asdict(self.recipe)
-        videos = publish_videos(self.storage, [path for path, _ in shards], rejections, {"recipe": recipe})
-        write_video_report(self.storage, videos, account, recipe)
+        first = publish_videos(self.storage, shards, rejections, {"recipe": recipe}, num_videos=account.written)
+        write_video_report(self.storage, first, account, recipe)

@@ -22,16 +22,15 @@ from pipeline.account import Account, ExitCode
 from pipeline.actors import ActorSpec, probe_batch
 from pipeline.admission import check_output, check_recipe, check_settings
 from pipeline.cluster import ClusterSession, plan_actors, stop_on_signals
-from pipeline.dataset.ordered_map import ordered_map
 from pipeline.errors import ConfigError, RunRefusedError, StoppedError, TransientError
 from pipeline.plan import ProbedFile
-from pipeline.plan_store import Generation, ShardRef, read_generations, read_rejections, read_shards
+from pipeline.plan_store import Generation, ShardRef, read_generations
 from pipeline.planning import Batch
 from pipeline.pool import ActorPool, Committed, Failed
 from pipeline.progress import ProgressReport
 from pipeline.schedule import Schedule
 from pipeline.status import RunStatus, refuse_second_run
-from pipeline.types import ShardSummary
+from pipeline.stock import Stock
 from pipeline.work import Work
 
 logger = logging.getLogger(__name__)
@@ -40,7 +39,6 @@ STOP_GRACE_S = 20.0
 MAX_UNEXPECTED = 10
 """Items quarantined as ``unexpected`` before the run stops: the code is broken, not the items."""
 PROBE_TRIES = 3
-_FOOTER_THREADS = 16
 _POLL_S = 0.5
 _ASK_EVERY_S = 1.0
 
@@ -90,10 +88,12 @@ class Run:
     status: RunStatus
     account: Account
     stop: threading.Event
-    committed: dict[str, tuple[str, ShardSummary]] = field(default_factory=dict)
-    """Shard id to path and account."""
+    stock: Stock = field(init=False)
     unexpected: int = 0
     """Items quarantined as such by this run; those of earlier ones are no reason to stop, the code may be mended."""
+
+    def __post_init__(self) -> None:
+        self.stock = Stock(self.work, self.account)
 
     def execute(self, generations: list[Generation]) -> ExitCode:
         run = self.work.config.run
@@ -101,7 +101,7 @@ class Run:
             if run.append or not generations:
                 generations += self._plan(generations, cluster, progress)
             self.status.state = self.work.activity
-            pending = self._take_stock(generations)
+            pending = self.stock.take(generations)
             failures: dict[str, str] = {}
             if pending and not self.stop.is_set():
                 cluster.join()
@@ -136,32 +136,6 @@ class Run:
             added.filtered,
         )
         return [added]
-
-    def _take_stock(self, generations: list[Generation]) -> list[ShardRef]:
-        """Add up what is planned and committed. Returns the shards that are still to do."""
-        storage = self.work.storage
-        present = {found.uri: found.size_bytes for found in storage.list(*self.work.commits)}
-        shards = [shard for generation in generations for shard in read_shards(storage, generation)]
-        paths = {shard.shard_id: self.work.commit_path(shard) for shard in shards}
-        done = [shard for shard in shards if paths[shard.shard_id] in present]
-
-        def read(shard: ShardRef) -> ShardSummary:
-            path = paths[shard.shard_id]
-            return self.work.read_summary(path, present[path])
-
-        for shard, summary in zip(done, ordered_map(read, done, _FOOTER_THREADS), strict=True):
-            self._add(shard, summary)
-        self.account.planned = sum(generation.num_planned for generation in generations)
-        for generation in generations:
-            self.account.add_rejections(read_rejections(storage, generation))
-        if orphans := present.keys() - set(paths.values()):
-            logger.warning("committed files that no plan names count=%d first=%s", len(orphans), min(orphans))
-        logger.info("shards planned=%d committed=%d", len(shards), len(done))
-        return [shard for shard in shards if shard.shard_id not in self.committed]
-
-    def _add(self, shard: ShardRef, summary: ShardSummary) -> None:
-        self.committed[shard.shard_id] = (self.work.commit_path(shard), summary)
-        self.account.add_shard(summary)
 
     def _do_pending(self, pending: list[ShardRef], generations: list[Generation], progress: ProgressReport) -> dict[str, str]:
         """Run the actors until all is committed or something ends the run. Returns the shards given up."""
@@ -203,7 +177,7 @@ class Run:
         if isinstance(event, Committed):
             schedule.committed(lease)
             self.unexpected += sum(rejection.reason == "unexpected" for rejection in event.summary.rejections)
-            self._add(lease.shard, event.summary)
+            self.stock.add(event.summary)
             return
         schedule.failed(lease, event.error, charged=event.charged)
         logger.warning(
@@ -226,10 +200,10 @@ class Run:
 
     def _conclude(self, generations: list[Generation], failures: dict[str, str]) -> ExitCode:
         """Publish what is complete and choose the exit code."""
-        if self.account.pending == 0 and not self.work.is_published(len(self.committed), self.account):
+        self.stock.checkpoint()
+        if self.account.pending == 0 and not self.work.is_published(len(self.stock.committed), self.account):
             self.status.state = "publishing"
-            planned = (shard for g in generations for shard in read_shards(self.work.storage, g))
-            self.work.publish(generations, [self.committed[shard.shard_id] for shard in planned], self.account)
+            self.work.publish(generations, self.stock.paths(generations), self.account)
         for shard_id, error in failures.items():
             logger.error("shard given up shard_id=%s error=%s", shard_id, error)
         if self.account.is_over(self.work.config.run.max_quarantined):

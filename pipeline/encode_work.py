@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from pipeline.account import Account
@@ -96,7 +96,7 @@ class EncodeWork:
         found = (manifest.num_shards, manifest.num_samples, manifest.num_quarantined, manifest.num_filtered)
         return found == (num_shards, account.written, account.quarantined, account.filtered)
 
-    def publish(self, generations: list[Generation], shards: list[tuple[str, ShardSummary]], account: Account) -> None:
+    def publish(self, generations: list[Generation], shards: Iterable[str], account: Account) -> None:
         output = self.config.output
         info = DatasetInfo(
             schema=build_schema(logvar=output.logvar, first_frame=output.first_frame, passthrough=generations[0].columns),
@@ -105,5 +105,5 @@ class EncodeWork:
             model=self.config.vae.model,
         )
         rejections = (rejection for g in generations for rejection in read_rejections(self.storage, g))
-        manifest = publish_dataset(self.storage, shards, rejections, info)
+        manifest = publish_dataset(self.storage, shards, rejections, info, num_samples=account.written)
         write_report(self.storage, manifest, account)

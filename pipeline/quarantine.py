@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import tempfile
 from collections import Counter
 from types import TracebackType
 
@@ -24,14 +26,12 @@ REJECTION_SCHEMA = pa.schema(
 
 
 class QuarantineTable:
-    """Rejections into one Parquet file, a batch at a time; ``data`` holds it after the ``with`` block."""
+    """Rejections into one Parquet file on local disk, a batch at a time; ``data`` holds it after the ``with`` block."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.data = b""
         self._batch: list[Rejection] = []
-        self._sink = pa.BufferOutputStream()
-        self._writer = pq.ParquetWriter(self._sink, REJECTION_SCHEMA, compression="zstd")
 
     def add(self, rejection: Rejection) -> None:
         self.counts[rejection.status] += 1
@@ -40,16 +40,22 @@ class QuarantineTable:
             self._flush()
 
     def _flush(self) -> None:
-        rows = [dataclasses.asdict(rejection) for rejection in self._batch]
+        rows = [{name: getattr(rejection, name) for name in REJECTION_SCHEMA.names} for rejection in self._batch]
         self._batch.clear()
         if rows:
             self._writer.write_table(pa.Table.from_pylist(rows, schema=REJECTION_SCHEMA))
 
     def __enter__(self) -> QuarantineTable:
+        self._held = contextlib.ExitStack()
+        self._file = self._held.enter_context(tempfile.TemporaryFile())
+        self._writer = pq.ParquetWriter(self._file, REJECTION_SCHEMA, compression="zstd")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None:
-            self._flush()
-        self._writer.close()
-        self.data = self._sink.getvalue().to_pybytes()
+        with self._held:
+            if error is None:
+                self._flush()
+            self._writer.close()
+            if error is None:
+                self._file.seek(0)
+                self.data = self._file.read()

@@ -18,8 +18,6 @@ from pipeline.videos.record import VideoRecord
 REPORT_PATH = "report.html"
 MOST_REJECTIONS = 100
 """Shown with their reasons."""
-MOST_VIDEOS = 60
-"""Shown as pictures."""
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
@@ -57,10 +55,10 @@ def write_report(storage: Storage, manifest: Manifest, account: Account) -> None
     _write_page(storage, "Latent dataset", account, "tensors, MB", middle, recipe)
 
 
-def write_video_report(storage: Storage, videos: list[VideoRecord], account: Account, recipe: Mapping[str, object]) -> None:
-    """Write the page beside videos: it plays the first of them where it lies."""
-    shown = "\n".join(map(_figure, videos[:MOST_VIDEOS]))
-    middle = f"<h2>The first {min(len(videos), MOST_VIDEOS)} of {len(videos)} videos</h2>\n{shown}"
+def write_video_report(storage: Storage, first: list[VideoRecord], account: Account, recipe: Mapping[str, object]) -> None:
+    """Write the page beside videos: it plays the first of them where they lie."""
+    shown = "\n".join(map(_figure, first))
+    middle = f"<h2>The first {len(first)} of {account.written} videos</h2>\n{shown}"
     _write_page(storage, "Decoded videos", account, "videos, MB", middle, recipe)
 
 

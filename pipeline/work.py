@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from pipeline.account import Account
@@ -71,6 +71,13 @@ class Work(Protocol):
         """Whether the output already speaks of all that is committed, as after running a finished job again."""
         ...
 
-    def publish(self, generations: list[Generation], shards: list[tuple[str, ShardSummary]], account: Account) -> None:
-        """Make what is committed a finished output: quarantine table, manifest, report."""
+    def publish(self, generations: list[Generation], shards: Iterable[str], account: Account) -> None:
+        """Make what is committed a finished output: quarantine table, manifest, report.
+
+        Args:
+            shards: paths of the objects that commit the shards, in plan order.
+
+        Raises:
+            DatasetError: a shard is damaged, or together they hold something else than the account says.
+        """
         ...

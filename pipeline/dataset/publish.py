@@ -20,6 +20,7 @@ from pipeline.dataset.manifest import MANIFEST_PATH, IndexFile, Manifest
 from pipeline.dataset.ordered_map import ordered_map
 from pipeline.dataset.schema import describe_schema
 from pipeline.dataset.shard_file import ShardFile
+from pipeline.dataset.writer import summary_of
 from pipeline.errors import DatasetError
 from pipeline.quarantine import QUARANTINE_PATH, QuarantineTable
 from pipeline.storage import Storage
@@ -46,32 +47,36 @@ class DatasetInfo:
 
 def publish_dataset(
     storage: Storage,
-    shards: Iterable[tuple[str, ShardSummary]],
+    shards: Iterable[str],
     rejections: Iterable[Rejection],
     info: DatasetInfo,
     *,
+    num_samples: int | None = None,
     threads: int = 16,
 ) -> Manifest:
     """Make a folder of committed shards a dataset.
 
     Args:
-        shards: path and account of every committed shard; their order is the order of the samples.
+        shards: path of every committed shard; their order is the order of the samples.
         rejections: clips that the plan already left out; those of the shards are added.
+        num_samples: how many there should be, where somebody has counted.
         threads: shards read at the same time, a few requests each.
 
     Raises:
-        DatasetError: a shard is damaged, or holds other rows than its account says.
+        DatasetError: a shard is damaged, or holds other rows than its account says. Nothing was published.
     """
     totals = _Totals()
     pieces = _IndexPieces(storage)
     with QuarantineTable() as quarantine:
-        for summary, table in ordered_map(lambda shard: _index_shard(storage, *shard), shards, threads):
+        for summary, table in ordered_map(lambda path: _index_shard(storage, path), shards, threads):
             pieces.add(summary.generation, table)
             totals.add(summary)
             for rejection in summary.rejections:
                 quarantine.add(rejection)
         for rejection in rejections:
             quarantine.add(rejection)
+    if num_samples not in (None, totals.rows):
+        raise DatasetError(f"{storage.uri}: the shards hold {totals.rows} rows, but {num_samples} were committed")
     storage.put(QUARANTINE_PATH, quarantine.data)
     manifest = Manifest(
         num_samples=totals.rows,
@@ -92,8 +97,9 @@ def publish_dataset(
     return manifest
 
 
-def _index_shard(storage: Storage, path: str, summary: ShardSummary) -> tuple[ShardSummary, pa.Table]:
-    table = index_shard(ShardFile(storage, path))
+def _index_shard(storage: Storage, path: str) -> tuple[ShardSummary, pa.Table]:
+    file = ShardFile(storage, path)
+    summary, table = summary_of(file), index_shard(file)
     if len(table) != summary.num_rows:
         raise DatasetError(f"{path}: {len(table)} rows, but its account says {summary.num_rows}; it is not what was committed")
     return summary, table
@@ -121,6 +127,7 @@ class _IndexPieces:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._open: dict[int, list[pa.Table]] = {}
+        self._open_rows: Counter[int] = Counter()
         self._files: dict[int, list[IndexFile]] = {}
 
     def add(self, generation: int, table: pa.Table) -> None:
@@ -131,7 +138,8 @@ class _IndexPieces:
             self._write(generation)
             tables = self._open.setdefault(generation, [])
         tables.append(table)
-        if sum(map(len, tables)) >= _ROWS_PER_PIECE:
+        self._open_rows[generation] += len(table)
+        if self._open_rows[generation] >= _ROWS_PER_PIECE:
             self._write(generation)
 
     def finish(self) -> tuple[IndexFile, ...]:
@@ -140,6 +148,7 @@ class _IndexPieces:
         return tuple(file for generation in sorted(self._files) for file in self._files[generation])
 
     def _write(self, generation: int) -> None:
+        self._open_rows.pop(generation)
         table = pa.concat_tables(self._open.pop(generation)).unify_dictionaries()
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
+import xxhash
+
+from pipeline.compact_set import CompactSet
 from pipeline.dataset.ordered_map import ordered_map
 from pipeline.errors import DatasetError
 from pipeline.quarantine import QUARANTINE_PATH, QuarantineTable
@@ -18,10 +21,20 @@ from pipeline.videos.record import FORMAT_VERSION, VIDEO_FOLDER, VideoRecord, re
 logger = logging.getLogger(__name__)
 
 MANIFEST_PATH = "manifest.json"
+INDEX_FOLDER = "index"
+MOST_FIRST = 60
+"""Videos that are returned, for a page that shows some."""
+_VIDEOS_PER_PIECE = 1 << 17
 
 
 def publish_videos(
-    storage: Storage, records: Iterable[str], rejections: Iterable[Rejection], info: dict[str, Any], *, threads: int = 16
+    storage: Storage,
+    records: Iterable[str],
+    rejections: Iterable[Rejection],
+    info: dict[str, Any],
+    *,
+    num_videos: int | None = None,
+    threads: int = 16,
 ) -> list[VideoRecord]:
     """Write what names all videos that are committed. Running it again with the same records writes the same.
 
@@ -29,44 +42,93 @@ def publish_videos(
         records: paths of the committed shards' records; their order is the order of the videos.
         rejections: what the plan already left out; those of the shards are added.
         info: more for the manifest, such as the container.
+        num_videos: how many there should be, where somebody has counted.
 
     Returns:
-        Every video.
+        The first videos.
 
     Raises:
-        DatasetError: a record is damaged.
+        DatasetError: a record is damaged, or they name another number of videos. The manifest is not written.
     """
-    videos: list[VideoRecord] = []
+    index = _IndexPieces(storage)
     num_shards = 0
     with QuarantineTable() as quarantine:
         for summary, written in ordered_map(lambda path: read_record(storage, path), records, threads):
             num_shards += 1
-            videos += written
+            for video in written:
+                index.add(video)
             for rejection in summary.rejections:
                 quarantine.add(rejection)
         for rejection in rejections:
             quarantine.add(rejection)
+    if num_videos not in (None, index.num_videos):
+        raise DatasetError(f"{storage.uri}: the shards name {index.num_videos} videos, but {num_videos} were committed")
     storage.put(QUARANTINE_PATH, quarantine.data)
-    # Left by an attempt that died, of a latent that was replaced since: whoever takes the folder for the output is told.
-    unnamed = {found.uri for found in storage.list(VIDEO_FOLDER)} - {video.path for video in videos}
-    if unnamed:
-        logger.warning("videos that the manifest does not name count=%d first=%s", len(unnamed), min(unnamed))
     storage.put_json(
         MANIFEST_PATH,
         {
             "format_version": FORMAT_VERSION,
             "kind": "videos",
-            "num_videos": len(videos),
+            "num_videos": index.num_videos,
             "num_shards": num_shards,
             "num_quarantined": quarantine.counts["quarantined"],
             "num_filtered": quarantine.counts["filtered"],
-            "num_unnamed": len(unnamed),
-            "size_bytes": sum(video.size_bytes for video in videos),
+            "num_unnamed": _count_unnamed(storage, index.paths),
+            "size_bytes": index.size_bytes,
             **info,
-            "videos": [asdict(video) for video in videos],
+            "index": index.finish(),
         },
     )
-    return videos
+    return index.first
+
+
+class _IndexPieces:
+    """Files of JSON lines, one a video, of bounded size and named by what is in them."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.first: list[VideoRecord] = []
+        self.paths = CompactSet()
+        self.num_videos = self.size_bytes = 0
+        self._storage = storage
+        self._lines: list[bytes] = []
+        self._files: list[dict[str, Any]] = []
+
+    def add(self, video: VideoRecord) -> None:
+        self.num_videos += 1
+        self.size_bytes += video.size_bytes
+        self.paths.add(video.path)
+        if len(self.first) < MOST_FIRST:
+            self.first.append(video)
+        self._lines.append(json.dumps(asdict(video), ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        if len(self._lines) >= _VIDEOS_PER_PIECE:
+            self._write()
+
+    def finish(self) -> list[dict[str, Any]]:
+        if self._lines:
+            self._write()
+        return self._files
+
+    def _write(self) -> None:
+        data = b"".join(self._lines)
+        digest = xxhash.xxh3_128_hexdigest(data)
+        path = f"{INDEX_FOLDER}/{len(self._files):05d}-{digest[:16]}.jsonl"
+        self._storage.put_if_absent(path, data)
+        self._files.append({"path": path, "num_videos": len(self._lines), "size_bytes": len(data), "xxh3": digest})
+        self._lines.clear()
+
+
+def _count_unnamed(storage: Storage, named: CompactSet) -> int:
+    """Videos left by an attempt that died, of a latent that was replaced since; whoever takes the folder as it is is told."""
+    unnamed = [found.uri for found in storage.walk(VIDEO_FOLDER) if found.uri not in named]
+    if unnamed:
+        logger.warning("videos that the manifest does not name count=%d first=%s", len(unnamed), min(unnamed))
+    return len(unnamed)
+
+
+def read_videos(storage: Storage) -> Iterator[dict[str, Any]]:
+    """Every finished video, in order, as ``VideoRecord`` has it. Raises: FileNotFoundError: there is no manifest."""
+    for file in storage.read_json(MANIFEST_PATH)["index"]:
+        yield from map(json.loads, storage.read(file["path"]).splitlines())
 
 
 def read_counts(storage: Storage) -> tuple[int, int, int, int] | None:

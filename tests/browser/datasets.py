@@ -86,7 +86,7 @@ def _make_dataset(
         summary = _write_shard(spool, schema, index, bucket, samples, first_frame)
         path = shard_path(summary.bucket_key, summary.index, summary.shard_id)
         assert storage.put_file_if_absent(path, spool)
-        committed.append((path, summary))
+        committed.append(path)
     info = DatasetInfo(schema=schema, scaling_factor=scaling_factor, dtype=dtype, model=model)
     publish_dataset(storage, committed, [], info, threads=1)
 

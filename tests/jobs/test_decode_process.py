@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from safetensors.torch import save
 
 from pipeline.decode_config import DecodeRunConfig
 from pipeline.storage import Storage
+from pipeline.videos.publish import read_videos
 from tests.jobs.conftest import ROOT
 from tests.jobs.processes import run_job, start_job_and_wait
 
@@ -130,7 +130,7 @@ def test_latents_and_videos_may_be_in_object_storage(s3: Any, make_decode_config
     config = make_decode_config(input={"uri": s3.uri("decode/in")}, output={"uri": s3.uri("decode/out")})
     result = run_job(JOB, job_arguments(config), ray_tmp)
     assert result.returncode == 0, result.stderr
-    videos = json.loads(target.read("manifest.json"))["videos"]
+    videos = list(read_videos(target))
     assert [(video["name"], video["num_frames"]) for video in videos] == [(f"clip{number}", 17) for number in range(3)]
     for video in videos:
         assert len(target.read(video["path"])) == video["size_bytes"]

@@ -26,7 +26,9 @@ from pipeline.dataset import LatentDataset
 from pipeline.dataset.scaling import scale_latents
 from pipeline.engine import load_engine
 from pipeline.errors import ConfigError, RunRefusedError
+from pipeline.storage import Storage
 from pipeline.types import Bucket, Frames
+from pipeline.videos.publish import read_videos
 from tests.jobs.conftest import CLIPS, GOOD_CLIPS, read_quarantine, run_decode, run_encode, small_config
 from tests.jobs.sabotage import load_sabotaged
 
@@ -34,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def read_manifest(output: str) -> list[dict[str, Any]]:
-    return json.loads((Path(output) / "manifest.json").read_text())["videos"]
+    return list(read_videos(Storage(str(output))))
 
 
 def read_frames(path: Path) -> Frames:

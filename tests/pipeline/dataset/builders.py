@@ -130,4 +130,4 @@ def make_info(*, logvar: bool = True, first_frame: bool = False, dtype: str = "b
 def make_dataset(storage: Storage, folder: Path, sizes: tuple[int, ...] = (7, 5), **settings: Any) -> Manifest:
     shards = commit_shards(storage, folder, sizes, **settings)
     info = make_info(**{name: settings[name] for name in ("logvar", "first_frame", "dtype") if name in settings})
-    return publish_dataset(storage, shards, [], info, threads=2)
+    return publish_dataset(storage, [path for path, _ in shards], [], info, threads=2)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import yaml
 from pipeline.dataset import LatentDataset, Manifest, publish_dataset, read_manifest
 from pipeline.errors import DatasetError
 from pipeline.storage import Storage
-from tests.pipeline.dataset.builders import BUCKET, commit_shards, make_dataset, make_info, make_rejection, write_shard
+from tests.pipeline.dataset.builders import BUCKET, commit_shards, make_dataset, make_info, make_rejection
 
 
 def snapshot(storage: Storage) -> dict[str, bytes]:
@@ -21,7 +22,7 @@ def snapshot(storage: Storage) -> dict[str, bytes]:
 
 def test_manifest_counts_what_is_there(storage: Storage, spool: Path) -> None:
     shards = commit_shards(storage, spool, (7, 0, 5), rejections=(make_rejection(1), make_rejection(2, "filtered")))
-    manifest = publish_dataset(storage, iter(shards), iter([make_rejection(3)]), make_info())
+    manifest = publish_dataset(storage, (path for path, _ in shards), iter([make_rejection(3)]), make_info())
     assert read_manifest(storage) == manifest
     assert (manifest.num_samples, manifest.num_shards) == (12, 3)
     assert (manifest.num_quarantined, manifest.num_filtered) == (4, 3)
@@ -49,7 +50,7 @@ def test_index_points_at_the_bytes_and_the_rows_of_every_sample(storage: Storage
 
 
 def test_publishing_again_writes_the_same_bytes(storage: Storage, spool: Path) -> None:
-    shards = commit_shards(storage, spool, (7, 0, 5))
+    shards = [path for path, _ in commit_shards(storage, spool, (7, 0, 5))]
     publish_dataset(storage, shards, [make_rejection(1)], make_info())
     before = snapshot(storage)
     publish_dataset(storage, shards, [make_rejection(1)], make_info(), threads=1)
@@ -59,9 +60,9 @@ def test_publishing_again_writes_the_same_bytes(storage: Storage, spool: Path) -
 def test_index_files_are_immutable_and_sorted_by_generation(storage: Storage, spool: Path) -> None:
     (spool / "1").mkdir()
     (spool / "0").mkdir()
-    later = commit_shards(storage, spool / "1", (3,), generation=1, shard_id="later")
+    later = [path for path, _ in commit_shards(storage, spool / "1", (3,), generation=1, shard_id="later")]
     first = publish_dataset(storage, later, [], make_info())
-    earlier = commit_shards(storage, spool / "0", (4,), generation=0, shard_id="earlier")
+    earlier = [path for path, _ in commit_shards(storage, spool / "0", (4,), generation=0, shard_id="earlier")]
     second = publish_dataset(storage, [*later, *earlier], [], make_info())
     assert [Path(file.path).name[:4] for file in second.index] == ["0000", "0001"]
     assert second.index[1] == first.index[0]
@@ -75,11 +76,20 @@ def test_index_is_written_in_pieces_of_bounded_size(storage: Storage, spool: Pat
     assert LatentDataset(storage.uri).sample_ids == [f"sample-{number:04d}" for number in range(16)]
 
 
-def test_shard_that_holds_other_rows_than_its_account_is_refused(storage: Storage, spool: Path) -> None:
-    shards = commit_shards(storage, spool, (3,))
-    other = write_shard(spool / "other", range(4))
+def test_shard_that_holds_other_rows_than_its_account_is_refused(
+    storage: Storage, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ((path, summary),) = commit_shards(storage, spool, (3,))
+    monkeypatch.setattr("pipeline.dataset.publish.summary_of", lambda file: replace(summary, num_rows=4))
     with pytest.raises(DatasetError, match="3 rows, but its account says 4"):
-        publish_dataset(storage, [(shards[0][0], other)], [], make_info())
+        publish_dataset(storage, [path], [], make_info())
+    assert read_manifest(storage) is None
+
+
+def test_shards_that_hold_another_number_of_rows_than_were_committed_are_refused(storage: Storage, spool: Path) -> None:
+    ((path, _),) = commit_shards(storage, spool, (3,))
+    with pytest.raises(DatasetError, match="the shards hold 3 rows, but 4 were committed"):
+        publish_dataset(storage, [path], [], make_info(), num_samples=4)
     assert read_manifest(storage) is None
 
 

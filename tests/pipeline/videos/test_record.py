@@ -12,7 +12,7 @@ from pipeline.errors import DatasetError
 from pipeline.quarantine import QUARANTINE_PATH
 from pipeline.storage import Storage
 from pipeline.types import Rejection, ShardSummary
-from pipeline.videos.publish import publish_videos, read_counts
+from pipeline.videos.publish import publish_videos, read_counts, read_videos
 from pipeline.videos.record import VideoRecord, commit_videos, done_path, read_record
 
 REJECTION = Rejection(
@@ -102,9 +102,10 @@ def test_the_manifest_names_every_video_in_order_and_the_quarantine_every_reason
     assert read_counts(output) is None
     videos = publish_videos(output, [path_of(summary) for summary in summaries], [planned], {"container": "mp4"})
     manifest = json.loads(output.read("manifest.json"))
-    assert [video["name"] for video in manifest["videos"]] == [video.name for video in videos] == ["b", "a", "d", "c"]
+    listed = list(read_videos(output))
+    assert [video["name"] for video in listed] == [video.name for video in videos] == ["b", "a", "d", "c"]
     assert manifest["container"] == "mp4"
-    assert manifest["videos"][0]["columns"] == {"caption": "ein Hase ü", "score": 0.5}
+    assert listed[0]["columns"] == {"caption": "ein Hase ü", "score": 0.5}
     assert read_counts(output) == (2, 4, 1, 1)
     rows = pq.read_table(output.local_path(QUARANTINE_PATH)).to_pylist()
     assert [row["uri"] for row in rows] == ["in/bad.npy", "in/cut.npy"]
@@ -114,3 +115,24 @@ def test_another_program_s_manifest_is_not_taken_for_ours(output: Storage) -> No
     output.put("manifest.json", b'{"version": 3}')
     with pytest.raises(DatasetError, match="not a manifest of videos"):
         read_counts(output)
+
+
+def test_videos_are_listed_in_files_of_bounded_size_that_are_named_by_their_content(
+    output: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.videos.publish._VIDEOS_PER_PIECE", 2)
+    names = [make_video(name) for name in "abcde"]
+    commit_videos(output, make_summary(0), names)
+    publish_videos(output, [path_of(make_summary(0))], [], {})
+    before = output.read("manifest.json")
+    publish_videos(output, [path_of(make_summary(0))], [], {}, num_videos=5)
+    assert output.read("manifest.json") == before
+    assert [file["num_videos"] for file in output.read_json("manifest.json")["index"]] == [2, 2, 1]
+    assert [video["name"] for video in read_videos(output)] == list("abcde")
+
+
+def test_records_that_name_another_number_of_videos_than_were_committed_are_refused(output: Storage) -> None:
+    commit_videos(output, make_summary(0), [make_video("a")])
+    with pytest.raises(DatasetError, match="the shards name 1 videos, but 2 were committed"):
+        publish_videos(output, [path_of(make_summary(0))], [], {}, num_videos=2)
+    assert read_counts(output) is None

@@ -1,0 +1,142 @@
+"""Which shards are committed: listed when a run starts, kept up while shards come in.
+
+Storage alone says it: a shard is committed if its object is listed. What a committed shard holds stands in its
+footer, and for most of them in a checkpoint too, which saves a request each.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pipeline.account import Account
+from pipeline.checkpoints import Checkpoints, ShardAccount
+from pipeline.dataset.ordered_map import ordered_map
+from pipeline.errors import TransientError
+from pipeline.plan_store import Generation, ShardRef, read_rejections, read_shards
+from pipeline.storage import Storage
+from pipeline.types import ShardSummary
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_SHARDS = 4096
+CHECKPOINT_S = 300.0
+"""A checkpoint is written at the first of these; what a driver that dies had not written is read from footers."""
+_FOOTER_THREADS = 16
+
+
+class Committing(Protocol):
+    """The part of ``Work`` that says where commits are."""
+
+    @property
+    def storage(self) -> Storage: ...
+
+    @property
+    def commits(self) -> tuple[str, str]: ...
+
+    def commit_path(self, shard: ShardRef) -> str: ...
+
+    def read_summary(self, path: str, size_bytes: int) -> ShardSummary: ...
+
+
+@dataclass(slots=True)
+class Stock:
+    """The committed shards of one output, and the account that they make."""
+
+    work: Committing
+    account: Account
+    clock: Callable[[], float] = time.monotonic
+    committed: set[str] = field(default_factory=set, init=False)
+    """Shard ids."""
+    _checkpoints: Checkpoints = field(init=False)
+    _since: list[ShardAccount] = field(default_factory=list, init=False)
+    """Accounts that no checkpoint has yet."""
+    _written_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._checkpoints = Checkpoints(self.work.storage)
+        self._written_at = self.clock()
+
+    def take(self, generations: list[Generation]) -> list[ShardRef]:
+        """Add up what is planned and committed. Returns the shards that are still to do, in plan order.
+
+        Raises:
+            TransientError: storage does not answer.
+            DatasetError: a committed shard is damaged.
+        """
+        storage = self.work.storage
+        plan = {shard.shard_id: shard for generation in generations for shard in read_shards(storage, generation)}
+        present = self._list(plan)
+        self._count(plan, present)
+        self.account.planned = sum(generation.num_planned for generation in generations)
+        for generation in generations:
+            self.account.add_rejections(read_rejections(storage, generation))
+        self.committed = set(present)
+        logger.info("shards planned=%d committed=%d", len(plan), len(present))
+        return [shard for shard in plan.values() if shard.shard_id not in present]
+
+    def add(self, summary: ShardSummary) -> None:
+        """A shard was committed."""
+        account = ShardAccount.of(summary)
+        self.committed.add(account.shard_id)
+        self.account.add_counts(account.num_rows, account.size_bytes, account.left_out)
+        self._since.append(account)
+        if len(self._since) >= CHECKPOINT_SHARDS or self.clock() - self._written_at >= CHECKPOINT_S:
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Write down what came since the last time. A store that does not answer costs the next start some requests."""
+        self._written_at = self.clock()
+        if not self._since:
+            return
+        try:
+            self._checkpoints.write(self._since)
+        except TransientError as error:
+            logger.warning("checkpoint not written shards=%d error=%s", len(self._since), error)
+        else:
+            self._since.clear()
+
+    def paths(self, generations: list[Generation]) -> Iterator[str]:
+        """The objects of all committed shards, in plan order."""
+        for generation in generations:
+            for shard in read_shards(self.work.storage, generation):
+                if shard.shard_id in self.committed:
+                    yield self.work.commit_path(shard)
+
+    def _list(self, plan: dict[str, ShardRef]) -> dict[str, int]:
+        """Size of every committed object of the plan, by shard id."""
+        present: dict[str, int] = {}
+        num_orphans, orphan = 0, ""
+        for found in self.work.storage.walk(*self.work.commits):
+            shard = plan.get(found.uri.rpartition("-")[2].partition(".")[0])  # …/part-000017-<shard id>.parquet
+            if shard is not None and self.work.commit_path(shard) == found.uri:
+                present[shard.shard_id] = found.size_bytes
+            else:
+                num_orphans, orphan = num_orphans + 1, orphan or found.uri
+        if num_orphans:
+            logger.warning("committed files that no plan names count=%d first=%s", num_orphans, orphan)
+        return present
+
+    def _count(self, plan: dict[str, ShardRef], present: dict[str, int]) -> None:
+        """Add up the committed shards, from checkpoints as far as they go."""
+        known = self._checkpoints.read()
+        gone = [shard_id for shard_id in known if shard_id in plan and shard_id not in present]
+        if gone:
+            logger.warning("committed shards are gone count=%d first=%s: all accounts are read again", len(gone), gone[0])
+            known = {}
+        unseen = [plan[shard_id] for shard_id in present if shard_id not in known]
+
+        def read(shard: ShardRef) -> ShardAccount:
+            return ShardAccount.of(self.work.read_summary(self.work.commit_path(shard), present[shard.shard_id]))
+
+        known.update((account.shard_id, account) for account in ordered_map(read, unseen, _FOOTER_THREADS))
+        counted = [known[shard_id] for shard_id in present]
+        for account in counted:
+            self.account.add_counts(account.num_rows, account.size_bytes, account.left_out)
+        if gone or self._checkpoints.are_many:
+            self._checkpoints.write(counted, "all")  # before any work: a shard that is gone may be made again
+        elif unseen:
+            self._checkpoints.write([known[shard.shard_id] for shard in unseen])

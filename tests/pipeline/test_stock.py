@@ -1,0 +1,188 @@
+"""What is committed is what storage lists; checkpoints save requests and are believed in nothing else."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.account import Account
+from pipeline.checkpoints import CHECKPOINT_FOLDER
+from pipeline.errors import TransientError
+from pipeline.plan_rows import CLIP_ROWS
+from pipeline.plan_store import Generation, ShardRef
+from pipeline.plan_writer import publish_generation
+from pipeline.stock import Stock
+from pipeline.storage import Storage
+from pipeline.types import ShardSummary
+from pipeline.videos.record import commit_videos, done_path, read_record
+from tests.pipeline.dataset.builders import make_rejection
+from tests.pipeline.fakes import SMALL, make_clip
+from tests.pipeline.test_plan_store import RECIPE, make_shard
+
+SHARDS = 6
+
+
+@dataclass
+class FakeWork:
+    """Shards whose commits are small records; counts the footers that are read."""
+
+    storage: Storage
+    generation: Generation = field(init=False)
+    read: list[int] = field(default_factory=list)
+    now: float = 0.0
+
+    commits = ("done", ".json")
+
+    def __post_init__(self) -> None:
+        shards = [make_shard(index, make_clip(2 * index), make_clip(2 * index + 1)) for index in range(SHARDS)]
+        options: dict[str, Any] = {"rows": CLIP_ROWS, "recipe": RECIPE, "settings": {}, "columns": pa.schema([])}
+        self.generation = publish_generation(self.storage, 0, shards, [make_rejection(99, "filtered")], **options)
+
+    def commit_path(self, shard: ShardRef) -> str:
+        return done_path(shard.bucket_key, shard.index, shard.shard_id)
+
+    def read_summary(self, path: str, size_bytes: int) -> ShardSummary:
+        summary = read_record(self.storage, path)[0]
+        assert size_bytes == self.storage.size(path)
+        self.read.append(summary.index)
+        return summary
+
+    def commit(self, index: int, *, rejected: int = 1) -> ShardSummary:
+        summary = ShardSummary(
+            shard_id=f"{index:016x}",
+            generation=0,
+            index=index,
+            bucket_key=SMALL.key,
+            attempt_id="a",
+            recipe="r",
+            num_rows=2 - rejected,
+            size_bytes=100,
+            rejections=tuple(make_rejection(10 * index + number) for number in range(rejected)),
+        )
+        return commit_videos(self.storage, summary, [])
+
+    def take(self) -> tuple[Stock, list[int]]:
+        """A driver's start: its stock, and what is still to do."""
+        self.read.clear()
+        stock = Stock(self, Account(), lambda: self.now)
+        return stock, [shard.index for shard in stock.take([self.generation])]
+
+
+@pytest.fixture
+def work(output: Storage) -> FakeWork:
+    return FakeWork(output)
+
+
+def counts(stock: Stock) -> tuple[int, int, int, int]:
+    account = stock.account
+    assert account.planned == 2 * SHARDS + 1
+    return account.written, account.quarantined, account.filtered, account.pending
+
+
+def test_first_start_has_everything_to_do(work: FakeWork) -> None:
+    stock, pending = work.take()
+    assert pending == list(range(SHARDS))
+    assert counts(stock) == (0, 0, 1, 12)
+
+
+def test_what_came_in_is_not_read_again_at_the_next_start(work: FakeWork) -> None:
+    stock, _ = work.take()
+    for index in (0, 2):
+        stock.add(work.commit(index))
+    stock.checkpoint()
+    work.commit(4)  # the driver died before it heard of this one
+    before = counts(stock)
+    again, pending = work.take()
+    assert pending == [1, 3, 5]
+    assert work.read == [4]
+    assert before == (2, 2, 1, 8)
+    assert counts(again) == (3, 3, 1, 6)
+    assert again.account.reasons == {"not_a_video": 4}
+    assert again.account.size_bytes == 300
+    third, _ = work.take()
+    assert work.read == []  # what the second start read is written down too
+    assert counts(third) == counts(again)
+
+
+def test_checkpoint_is_written_after_so_many_shards_or_so_long(work: FakeWork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.stock.CHECKPOINT_SHARDS", 2)
+    stock, _ = work.take()
+    files = []
+    for index in range(4):
+        work.now += 400.0 if index == 3 else 1.0
+        stock.add(work.commit(index))
+        files.append(len(work.storage.list(CHECKPOINT_FOLDER)))
+    assert files == [0, 1, 1, 2]
+    stock.checkpoint()
+    assert len(work.storage.list(CHECKPOINT_FOLDER)) == 2  # nothing new
+
+
+def test_checkpointed_shard_that_is_gone_is_not_committed_and_what_replaces_it_counts(
+    work: FakeWork, caplog: pytest.LogCaptureFixture
+) -> None:
+    stock, _ = work.take()
+    for index in range(3):
+        stock.add(work.commit(index))
+    stock.checkpoint()
+    gone = done_path(SMALL.key, 1, f"{1:016x}")
+    work.storage._fs.rm(work.storage.local_path(gone))
+    caplog.set_level(logging.WARNING)
+    second, pending = work.take()
+    assert pending == [1, 3, 4, 5]
+    assert counts(second) == (2, 2, 1, 8)
+    assert work.read == [0, 2] or work.read == [2, 0]
+    assert "committed shards are gone count=1" in caplog.text
+    work.commit(1, rejected=0)  # made again, otherwise; then the driver dies
+    third, _ = work.take()
+    assert counts(third) == (4, 2, 1, 6)
+    assert work.read == [1]
+
+
+def test_many_checkpoints_become_one(work: FakeWork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.checkpoints.MAX_FILES", 2)
+    stock, _ = work.take()
+    for index in range(4):
+        stock.add(work.commit(index))
+        stock.checkpoint()
+    second, _ = work.take()
+    names = [found.uri.rpartition("/")[2][:10] for found in work.storage.list(CHECKPOINT_FOLDER)]
+    assert names == ["000001-mor", "000002-mor", "000003-mor", "000004-mor", "000005-all"]
+    read: list[str] = []
+    monkeypatch.setattr(Storage, "read", lambda self, path, _read=Storage.read: (read.append(path), _read(self, path))[1])
+    third, _ = work.take()
+    assert [path.rpartition("/")[2][:10] for path in read if path.startswith(CHECKPOINT_FOLDER)] == ["000005-all"]
+    assert counts(third) == counts(second) == counts(stock)
+
+
+def test_store_that_takes_no_checkpoint_costs_the_next_start_a_footer(work: FakeWork, monkeypatch: pytest.MonkeyPatch) -> None:
+    stock, _ = work.take()
+    stock.add(work.commit(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "put_if_absent", lambda *_: (_ for _ in ()).throw(TransientError("SlowDown")))
+        stock.checkpoint()
+    assert work.take()[1] == [1, 2, 3, 4, 5]
+    assert work.read == [0]
+    stock.checkpoint()  # it was not forgotten
+    assert len(work.storage.list(CHECKPOINT_FOLDER)) == 2
+
+
+def test_files_that_no_plan_names_are_told_and_not_counted(work: FakeWork, caplog: pytest.LogCaptureFixture) -> None:
+    work.commit(0)
+    record = work.storage.read(done_path(SMALL.key, 0, f"{0:016x}"))
+    work.storage.put(f"done/other/part-000000-{0:016x}.json", record)  # a shard of the plan, at another place
+    work.storage.put("done/x.json", record)
+    stock, pending = work.take()
+    assert pending == [1, 2, 3, 4, 5]
+    assert "committed files that no plan names count=2" in caplog.text
+    assert counts(stock)[0] == 1
+
+
+def test_paths_are_those_of_the_committed_in_plan_order(work: FakeWork) -> None:
+    stock, _ = work.take()
+    for index in (3, 1):
+        stock.add(work.commit(index))
+    assert [path[-28:-22] for path in stock.paths([work.generation])] == ["000001", "000003"]
