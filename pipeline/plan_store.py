@@ -18,6 +18,7 @@ from itertools import count
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.compact_set import CompactSet
 from pipeline.dataset.shard_file import ShardFile
@@ -132,7 +133,7 @@ def read_shards(storage: Storage, generation: Generation) -> Iterator[ShardRef]:
 
 def read_items(storage: Storage, shard: ShardRef, rows: RowFormat[Item]) -> list[Item]:
     """What one shard holds, in plan order: a part of one row group of one file."""
-    table = ShardFile(storage, shard.file).parquet().read_row_group(shard.row_group)
+    table = ShardFile(storage, shard.file).row_group(shard.row_group)
     return [rows.from_row(row) for row in table.slice(shard.first_row, shard.num_clips).to_pylist()]
 
 
@@ -165,5 +166,6 @@ def read_known_files(storage: Storage, generations: Iterable[Generation]) -> Com
 
 def _read_rows(storage: Storage, files: Iterable[str], names: list[str] | None = None) -> Iterator[dict[str, Any]]:
     for file in files:
-        for batch in ShardFile(storage, file).parquet().iter_batches(batch_size=1 << 13, columns=names):
+        part = pq.ParquetFile(pa.BufferReader(storage.read(file)))
+        for batch in part.iter_batches(batch_size=1 << 13, columns=names):
             yield from batch.to_pylist()

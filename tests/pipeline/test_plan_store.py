@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import random
 from decimal import Decimal
 from typing import Any
 
@@ -256,3 +257,24 @@ def test_text_that_cannot_be_stored_is_an_error_that_names_the_video(output: Sto
     schema = CAPTION if isinstance(value, str) else schema_of(("caption", pa.large_string()))
     with pytest.raises(ConfigError, match=f"column 'caption' is .*string.* for {bad.clip.uri}: "):
         publish(output, [make_shard(0, good, bad)], columns=schema)
+
+
+def test_worker_reads_a_shard_in_two_requests_whatever_the_size_of_its_file(
+    output: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.plan_writer.GROUP_ROWS", 2)
+    monkeypatch.setattr("pipeline.dataset.shard_file.TAIL_BYTES", 64 << 10)
+    captions = [random.Random(number).randbytes(20_000).hex() for number in range(12)]  # nothing that compresses well
+    clips = [make_clip(number, caption=caption) for number, caption in enumerate(captions)]
+    generation = publish(output, [make_shard(index, clip) for index, clip in enumerate(clips)])
+    ref = list(read_shards(output, generation))[3]
+    asked: list[int] = []
+
+    def read_range(self: Storage, path: str, offset: int, length: int, _read: Any = Storage.read_range) -> Any:
+        asked.append(length)
+        return _read(self, path, offset, length)
+
+    monkeypatch.setattr(Storage, "read_range", read_range)
+    assert read_items(output, ref, CLIP_ROWS) == [clips[3]]
+    assert len(asked) == 2
+    assert asked[1] < output.size(ref.file) / 4
