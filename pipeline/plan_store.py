@@ -174,7 +174,7 @@ def read_items(storage: Storage, shard: ShardRef, rows: RowFormat[Item]) -> list
 
 def read_column(storage: Storage, generation: Generation, name: str) -> Iterator[Any]:
     """One column of all planned items of a generation."""
-    for row in _read_columns(storage, generation, [name]):
+    for row in read_columns(storage, generation, [name]):
         yield row[name]
 
 
@@ -192,12 +192,13 @@ def read_known_files(storage: Storage, generations: Iterable[Generation]) -> set
     known: set[str] = set()
     for generation in generations:
         known.update(rejection.sample_id for rejection in read_rejections(storage, generation))
-        files = _read_columns(storage, generation, ["uri", "size_bytes", "version"])
+        files = read_columns(storage, generation, ["uri", "size_bytes", "version"])
         known.update(digest(row["uri"], row["size_bytes"], row["version"]) for row in files)
     return known
 
 
-def _read_columns(storage: Storage, generation: Generation, names: list[str]) -> Iterator[dict[str, Any]]:
+def read_columns(storage: Storage, generation: Generation, names: list[str]) -> Iterator[dict[str, Any]]:
+    """Some columns of all planned items of a generation; a column that the plan does not have is left out."""
     for file in sorted({shard.file for shard in read_shards(storage, generation)}):
         for batch in ShardFile(storage, file).parquet().iter_batches(columns=names):
             yield from batch.to_pylist()

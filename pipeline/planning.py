@@ -153,7 +153,7 @@ class Planner(ABC, Generic[Found, Item]):
             self.on_probed(files, sum(map(len, lean)))
         for batch, found in zip(batches, findings, strict=True):
             assert found is not None, "probing left a batch out"
-            for item, file in zip(batch, found, strict=True):
+            for item, file in zip(batch * len(found) if batch[0].is_tar else batch, found, strict=True):
                 yield replace(file, columns={**item.columns, **file.columns})
 
     def _read_kept(self, path: str) -> list[Found] | None:
@@ -176,7 +176,12 @@ class Planner(ABC, Generic[Found, Item]):
 
 
 def _split(items: list[SourceItem]) -> list[Batch]:
-    """Batches of one size, give or take one: a video that fails alone in its batch looks like an outage."""
+    """Batches of one size, give or take one: a video that fails alone in its batch looks like an outage.
+
+    A tar is a batch of its own, and has any number of findings.
+    """
+    if any(item.is_tar for item in items):
+        return [[item] for item in items]
     count = math.ceil(len(items) / PROBE_BATCH)
     ends = [math.ceil(len(items) * index / count) for index in range(count + 1)]
     return [items[first:end] for first, end in pairwise(ends)]
