@@ -68,10 +68,10 @@ class ClipPlanner(Planner[ProbedVideo, PlannedClip]):
 
 def _take(items: Iterator[SourceItem], count: int | None) -> list[SourceItem]:
     """The next few files; of tars one at a time if there is a limit, as only probing tells how many videos are in it."""
-    if not count:
-        return list(items) if count is None else []
-    first = list(islice(items, 1))
-    return first if first and first[0].is_tar else first + list(islice(items, count - 1))
+    if count is None:
+        return list(items)
+    first = list(islice(items, min(1, max(0, count))))
+    return first if not first or first[0].is_tar else first + list(islice(items, count - 1))
 
 
 def _read_known_tars(storage: Storage, generations: list[Generation]) -> set[str]:

@@ -60,6 +60,7 @@ def _answer(request: dict[str, Any], limits: DecodeConfig, answers: BinaryIO) ->
             frame_end=window["frame_end"],
             bucket=Bucket(**window["bucket"]),
             crop=Crop(**window["crop"]),
+            header_size=tuple(window["header_size"]) if window["header_size"] else None,
         )
         for window in request["windows"]
     ]

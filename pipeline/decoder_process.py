@@ -343,6 +343,7 @@ def _request(operation: Operation, path: str, name: str, clips: Sequence[Clip], 
             "frame_end": clip.frame_end,
             "bucket": asdict(clip.bucket),
             "crop": asdict(clip.crop),
+            "header_size": clip.header_size,
         }
         for clip in clips
     ]

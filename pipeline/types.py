@@ -148,6 +148,11 @@ class Clip:
         return self.uri if self.member is None else self.uri.removesuffix(f"#{self.member.name}")
 
     @property
+    def header_size(self) -> tuple[int, int] | None:
+        """Width and height of the upright picture, where only the video's header was seen to say so."""
+        return None if self.member is None else (self.source_width, self.source_height)
+
+    @property
     def num_source_frames(self) -> int:
         return self.frame_end - self.frame_start
 

@@ -38,6 +38,7 @@ class Window:
     frame_end: int
     bucket: Bucket
     crop: Crop
+    header_size: tuple[int, int] | None = None
 
 
 def probe(path: str, limits: DecodeConfig, *, name: str) -> VideoInfo:
@@ -180,6 +181,9 @@ class _Cutter:
             raise video.reject(
                 "changed", f"the picture is {width}x{height}, but the plan crops {crop}; the file was replaced: plan it anew"
             )
+        if window.header_size is not None and window.header_size != (width, height):
+            claimed = f"{window.header_size[0]}x{window.header_size[1]}"
+            raise video.reject("changed", f"the picture is {width}x{height}, but the file's header says {claimed}")
         if window.frame_end <= window.frame_start:
             raise ValueError(f"a window from frame {window.frame_start} to {window.frame_end} is empty")
         self.index = index

@@ -22,7 +22,7 @@ from pipeline.errors import TerminalError, TransientError
 
 REASONS = {
     "bad_timestamps": "More than a tenth of the frames go back in time.",
-    "changed": "The content contradicts the plan: the file was replaced after it was planned.",
+    "changed": "The content contradicts the plan: the file was replaced after it was planned, or its header is wrong.",
     "corrupt": "Frames of the clip, or over a tenth of the file's packets, cannot be decoded.",
     "decoder_crashed": "The decoding process died by its own doing, twice.",
     "empty_file": "The file has no bytes.",

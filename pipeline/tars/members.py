@@ -13,8 +13,9 @@ from pipeline.inputs import read_input_range
 from pipeline.types import Clip, TarMember
 
 _MOST_TOGETHER_BYTES = 4 << 20
-_MOST_GAP_SHARE = 1 / 25
-"""Of a member's size: headers and captions between two members are read for nothing."""
+_MOST_TWICE_SHARE = 0.08
+"""Of a member's size that may be read twice: its header when it was probed, and what lies before it when it is not read alone."""
+_HEADER_BYTES = 2048
 _MOST_RANGE_BYTES = 32 << 20
 """A larger member is read in pieces, so that it is never in memory as a whole."""
 
@@ -27,7 +28,8 @@ def lie_together(earlier: Sequence[Clip], clip: Clip) -> bool:
     if first is None or last is None or member is None or clip.file_uri != earlier[0].file_uri:
         return False
     gap = member.offset - last.end
-    return 0 <= gap <= member.size_bytes * _MOST_GAP_SHARE and member.end - first.offset <= _MOST_TOGETHER_BYTES
+    is_near = 0 <= gap <= member.size_bytes * _MOST_TWICE_SHARE - _HEADER_BYTES
+    return is_near and member.end - first.offset <= _MOST_TOGETHER_BYTES
 
 
 @contextlib.contextmanager
