@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from itertools import islice
+from dataclasses import asdict, dataclass, fields
+from itertools import chain, islice
 from typing import Any
 
 from pipeline.compact_set import CompactSet
@@ -12,11 +12,12 @@ from pipeline.config import RunConfig
 from pipeline.engine import ModelInfo
 from pipeline.plan import PlannedClip, ProbedVideo, plan_clips
 from pipeline.plan_rows import CLIP_ROWS, RowFormat
-from pipeline.plan_store import Generation, read_known_files
+from pipeline.plan_store import Generation, read_columns, read_known_files
 from pipeline.planning import Planner
 from pipeline.recipe import digest
 from pipeline.sources import SourceItem, SourceListing, open_source
-from pipeline.types import Rejection, VideoInfo
+from pipeline.storage import Storage
+from pipeline.types import Rejection, TarMember, VideoInfo
 
 _INFO_FIELDS = tuple(field.name for field in fields(VideoInfo))
 
@@ -33,6 +34,10 @@ class ClipPlanner(Planner[ProbedVideo, PlannedClip]):
         return CLIP_ROWS
 
     @property
+    def probe_settings(self) -> str:
+        return " ".join(self.config.input.extensions)  # which members of a tar are videos
+
+    @property
     def shard_bytes(self) -> int:
         return self.config.output.shard_bytes
 
@@ -45,25 +50,42 @@ class ClipPlanner(Planner[ProbedVideo, PlannedClip]):
     def find(self, listed: Iterator[SourceItem], earlier: list[Generation]) -> Iterator[ProbedVideo]:
         """Up to ``input.limit`` videos that no earlier generation has; a table's are told only when probed."""
         known = read_known_files(self.storage, earlier)
-        limit = self.config.input.limit
+        _add_known_tars(known, self.storage, earlier)
+        limit, count = self.config.input.limit, 0
         unknown = (item for item in listed if not _is_known(item, known))
-        count, probed_any = 0, True
-        while probed_any and (limit is None or count < limit):
-            probed_any = False
-            for video in self.probe_all(len(earlier), islice(unknown, None if limit is None else limit - count)):
-                probed_any = True
+        for first in unknown:
+            # Of tars one at a time if there is a limit, as only probing tells how many videos are in it.
+            others = None if limit is None else 0 if first.is_tar else limit - count - 1
+            for video in self.probe_all(len(earlier), chain([first], islice(unknown, others))):
                 if video.key not in known:
-                    count += 1
                     yield video
+                    count += 1
+                    if count == limit:
+                        return
 
     def plan(self, found: Iterator[ProbedVideo], earlier: list[Generation]) -> Iterator[PlannedClip | Rejection]:
         return plan_clips(found, self.config.buckets, self.config.clip, self.recipe.fingerprint)
 
     def to_json(self, found: ProbedVideo) -> dict[str, Any]:
-        return {"info": {name: getattr(found.info, name) for name in _INFO_FIELDS} if found.info else None}
+        info = {name: getattr(found.info, name) for name in _INFO_FIELDS} if found.info else None
+        return {"info": info, "member": asdict(found.member) if found.member else None}
 
     def from_json(self, common: dict[str, Any], row: dict[str, Any]) -> ProbedVideo:
-        return ProbedVideo(**common, info=VideoInfo(**row["info"]) if row["info"] else None)
+        info, member = row["info"], row.get("member")
+        return ProbedVideo(**common, info=VideoInfo(**info) if info else None, member=TarMember(**member) if member else None)
+
+
+def _add_known_tars(known: CompactSet, storage: Storage, generations: list[Generation]) -> None:
+    """Adds the tars whose members earlier generations have, all of them: ``input.limit`` may have cut one short."""
+    for generation in generations:
+        if generation.settings.get("input.limit") is None:
+            last = ""
+            for row in read_columns(storage, generation, ["uri", "size_bytes", "version", "member"]):
+                if row.get("member") is not None:
+                    uri = row["uri"].removesuffix(f"#{row['member']}")
+                    if uri != last:  # the members of one tar mostly follow each other
+                        known.add(digest(uri, row["size_bytes"], row["version"]))
+                    last = uri
 
 
 def _is_known(item: SourceItem, known: CompactSet) -> bool:

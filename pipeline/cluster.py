@@ -171,7 +171,7 @@ def _local_paths(config: JobConfig) -> Iterator[str]:
     for uri in (config.input.uri, f"{config.output.uri}/{STATUS_PATH}", config.vae.weights):
         if "://" not in uri or uri.startswith("file://"):
             pattern = os.path.expanduser(uri.removeprefix("file://"))
-            wildcard = re.search(r"[*?\[]", pattern)
+            wildcard = re.search(r"[*?\[{]", pattern)
             folder = pattern[: wildcard.start()].rpartition("/")[0] if wildcard and not os.path.exists(pattern) else pattern
             yield os.path.abspath(folder)
 

@@ -65,11 +65,12 @@ class InputConfig(SourceConfig):
     """Where the videos come from."""
 
     uri: str
-    """Folder, glob, single video, or table of videos (.jsonl, .csv, .parquet), on any fsspec URL."""
-    format: Literal["auto", "files", "table"] = "auto"
-    """What the URI names; auto tells a table by its extension."""
+    """Folder, glob or single file of videos or of WebDataset tars, or table of videos (.jsonl, .csv, .parquet), on any
+    fsspec URL. Tars may be written shard-{000000..000019}.tar, or listed one a line in a .txt file."""
+    format: Literal["auto", "files", "table", "webdataset"] = "auto"
+    """What the URI names; auto tells tables and tars by their extensions."""
     extensions: tuple[Extension, ...] = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".gif")
-    """Files in a folder that count as videos."""
+    """Files in a folder, and members of a tar, that count as videos."""
     video_column: str = "video"
     """Table column that holds the video's path; relative paths start at the table's folder."""
     limit: PositiveInt | None = None

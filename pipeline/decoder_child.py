@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from pipeline.config import DecodeConfig
 from pipeline.errors import TerminalError, TransientError
 from pipeline.types import Bucket, Crop
-from pipeline.video import Window, decode_windows, probe
+from pipeline.video import Window, decode_windows, probe, probe_header
 
 _PR_SET_PDEATHSIG = 1
 _TRACEBACK_CHARACTERS = 4000
@@ -50,7 +50,9 @@ def serve(limits: DecodeConfig, requests: BinaryIO, answers: BinaryIO) -> None:
 def _answer(request: dict[str, Any], limits: DecodeConfig, answers: BinaryIO) -> None:
     path, name = request["path"], request["name"]
     if request["operation"] == "probe":
-        _write(answers, {"info": asdict(probe(path, limits, name=name))})
+        whole = request["header_of"]
+        info = probe(path, limits, name=name) if whole is None else probe_header(path, limits, name=name, size_bytes=whole)
+        _write(answers, {"info": asdict(info) if info else None})
         return
     windows = [
         Window(
@@ -58,6 +60,7 @@ def _answer(request: dict[str, Any], limits: DecodeConfig, answers: BinaryIO) ->
             frame_end=window["frame_end"],
             bucket=Bucket(**window["bucket"]),
             crop=Crop(**window["crop"]),
+            header_size=tuple(window["header_size"]) if window["header_size"] else None,
         )
         for window in request["windows"]
     ]

@@ -3,7 +3,7 @@
 The child (``decoder_child``) handles one request at a time and lives on between videos, until one gives trouble: a
 child that met a bad file is not used for another. This module never loads PyAV.
 
-    parent -> child   one JSON line: {"operation": "probe" | "decode", "path", "name", "windows"}
+    parent -> child   one JSON line: {"operation": "probe" | "decode", "path", "name", "windows", "header_of"}
     child -> parent   one JSON line an answer: {"info"} | {"index"} and the frames' bytes | {"index", "error"} | {"done"}
                       or, for the video as a whole, {"error"} | {"transient"} | {"out_of_memory"}
 
@@ -74,8 +74,14 @@ class DecoderProcess:
             TerminalError: the video is refused, or cost two children their lives.
             TransientError: the file cannot be read at the moment, or something outside ended the child.
         """
-        answer = self._insist("probe", path, name, ())
+        answer = self._insist("probe", path, name)
         assert isinstance(answer, VideoInfo)
+        return answer
+
+    def probe_header(self, path: str, name: str, size_bytes: int) -> VideoInfo | None:
+        """What ``video.probe_header`` finds in the header of a video of ``size_bytes``. Raises: as ``probe``."""
+        answer = self._insist("probe", path, name, header_of=size_bytes)
+        assert not isinstance(answer, list)
         return answer
 
     def decode(self, path: str, name: str, clips: Sequence[Clip]) -> list[Frames | TerminalError]:
@@ -107,22 +113,23 @@ class DecoderProcess:
         return None if self._child is None else self._child.pid
 
     def _insist(
-        self, operation: Operation, path: str, name: str, clips: Sequence[Clip]
-    ) -> VideoInfo | list[Frames | TerminalError]:
+        self, operation: Operation, path: str, name: str, clips: Sequence[Clip] = (), *, header_of: int | None = None
+    ) -> VideoInfo | list[Frames | TerminalError] | None:
+        request = _request(operation, path, name, clips, header_of)
         try:
-            return self._ask(operation, path, name, clips)
+            return self._ask(request, None if operation == "probe" else clips)
         except _SuspectError as trouble:
             _log.warning("decoder failed video=%s reason=%s problem=%s; once more alone", name, trouble.reason, trouble.problem)
         try:
-            return self._ask(operation, path, name, clips)
+            return self._ask(request, None if operation == "probe" else clips)
         except _SuspectError as trouble:
             raise TerminalError(operation, trouble.reason, f"{name}: {trouble.problem}; twice, the second time alone") from None
 
-    def _ask(self, operation: Operation, path: str, name: str, clips: Sequence[Clip]) -> VideoInfo | list[Frames | TerminalError]:
+    def _ask(self, request: bytes, clips: Sequence[Clip] | None) -> VideoInfo | list[Frames | TerminalError] | None:
         child = self._ready_child()
         try:
-            child.send(_request(operation, path, name, clips), time.monotonic() + self._limits.timeout_s)
-            answer = child.read_info() if operation == "probe" else child.read_clips(clips)
+            child.send(request, time.monotonic() + self._limits.timeout_s)
+            answer = child.read_info() if clips is None else child.read_clips(clips)
         except BaseException:
             self.close()
             raise
@@ -218,8 +225,9 @@ class _Child:
             except BrokenPipeError:
                 self._raise_death()
 
-    def read_info(self) -> VideoInfo:
-        return VideoInfo(**self._read_answer()["info"])
+    def read_info(self) -> VideoInfo | None:
+        info = self._read_answer()["info"]
+        return None if info is None else VideoInfo(**info)
 
     def read_clips(self, clips: Sequence[Clip]) -> list[Frames | TerminalError]:
         results: dict[int, Frames | TerminalError] = {}
@@ -328,14 +336,16 @@ def _environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": os.pathsep.join(search_path), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
-def _request(operation: Operation, path: str, name: str, clips: Sequence[Clip]) -> bytes:
+def _request(operation: Operation, path: str, name: str, clips: Sequence[Clip], header_of: int | None) -> bytes:
     windows = [
         {
             "frame_start": clip.frame_start,
             "frame_end": clip.frame_end,
             "bucket": asdict(clip.bucket),
             "crop": asdict(clip.crop),
+            "header_size": clip.header_size,
         }
         for clip in clips
     ]
-    return json.dumps({"operation": operation, "path": path, "name": name, "windows": windows}).encode() + b"\n"
+    request = {"operation": operation, "path": path, "name": name, "windows": windows, "header_of": header_of}
+    return json.dumps(request).encode() + b"\n"

@@ -64,7 +64,7 @@ class EncodeWork:
 
     @property
     def probe(self) -> Callable[[list[SourceItem]], list[ProbedVideo]]:
-        return functools.partial(probe_videos, self.config.decode, self.config.input.storage_options)
+        return functools.partial(probe_videos, self.config.decode, self.config.input)
 
     def planner(self, probe: ProbeBatches[ProbedVideo], on_probed: Callable[[list[ProbedVideo], int], None]) -> ClipPlanner:
         return ClipPlanner(

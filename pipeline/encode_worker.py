@@ -18,14 +18,14 @@ from ray import ObjectRef
 
 from pipeline.actors import Meter, get_result
 from pipeline.commit import commit_shard
-from pipeline.config import DecodeConfig, RunConfig
+from pipeline.config import DecodeConfig, InputConfig, RunConfig
 from pipeline.dataset.schema import build_schema
 from pipeline.dataset.writer import ShardWriter
 from pipeline.decoder_process import DecoderProcess
 from pipeline.engine import Engine
 from pipeline.errors import TerminalError
 from pipeline.feed import Decoded, DecodeFeed, DecodeOrder
-from pipeline.inputs import fetch_input
+from pipeline.fetching import fetch_videos
 from pipeline.plan import ProbedVideo
 from pipeline.plan_rows import CLIP_ROWS
 from pipeline.plan_store import read_items
@@ -34,6 +34,7 @@ from pipeline.schedule import Lease
 from pipeline.shard import ShardEncoder
 from pipeline.sources import SourceItem
 from pipeline.storage import Storage
+from pipeline.tars.probing import probe_tar
 from pipeline.types import Clip, DecodedClip, ShardSummary
 
 logger = logging.getLogger(__name__)
@@ -47,38 +48,37 @@ def _decoder_process(limits: str) -> DecoderProcess:
     return DecoderProcess(DecodeConfig.model_validate_json(limits))
 
 
-def probe_videos(limits: DecodeConfig, options: dict[str, Any], items: list[SourceItem]) -> list[ProbedVideo]:
-    """Probe a few videos, one after the other."""
-    decoder = _decoder_process(limits.model_dump_json())
+def probe_videos(limits: DecodeConfig, source: InputConfig, items: list[SourceItem]) -> list[ProbedVideo]:
+    """Probe a few videos, or the members of one tar, one after the other."""
+    decoder, options = _decoder_process(limits.model_dump_json()), source.storage_options
+    if items[0].is_tar:
+        return probe_tar(items[0], source.extensions, decoder, options, tempfile.gettempdir())
     return probe_items(items, decoder, options, tempfile.gettempdir())
 
 
 @ray.remote(num_cpus=1, max_retries=0)
-def decode_video(clips: list[Clip], limits: DecodeConfig, options: dict[str, Any]) -> Decoded | tuple[Decoded, ...]:
-    """Decode clips of one video. Returns one result a clip; alone, if there is one clip, as Ray wants it."""
+def decode_videos(clips: list[Clip], limits: DecodeConfig, options: dict[str, Any]) -> Decoded | tuple[Decoded, ...]:
+    """Decode clips of one video, or of neighbours in a tar. Returns one result a clip; alone, if there is but one clip."""
+    results: list[Decoded] = []
     try:
-        results = _decode_clips(clips, limits, options)
+        with fetch_videos(clips, options, tempfile.gettempdir()) as videos:
+            for path, its_clips in videos:
+                results += _decode_video(path, its_clips, limits)
     except TerminalError as error:
-        results = tuple(error for _ in clips)
-    return results if len(clips) > 1 else results[0]
+        results = [error for _ in clips]
+    return tuple(results) if len(clips) > 1 else results[0]
 
 
-def _decode_clips(clips: list[Clip], limits: DecodeConfig, options: dict[str, Any]) -> tuple[Decoded, ...]:
-    first = clips[0]
-    name = first.uri.rpartition("/")[2]
-    with fetch_input(first.uri, options, tempfile.gettempdir()) as (path, found):
-        if (found.size_bytes, found.version) != (first.size_bytes, first.version):
-            raise TerminalError(
-                "fetch",
-                "changed",
-                f"{first.uri}: changed since it was planned ({first.size_bytes} bytes then, {found.size_bytes} now); "
-                "run again with --append to plan what it is now",
-            )
-        source_hash = _hash_file(path)
+def _decode_video(path: Path, clips: list[Clip], limits: DecodeConfig) -> list[Decoded]:
+    name = clips[0].uri.rpartition("/")[2]
+    try:
         decoded = _decoder_process(limits.model_dump_json()).decode(str(path), name, clips)
-    return tuple(
+    except TerminalError as error:
+        return [error for _ in clips]
+    source_hash = _hash_file(path)
+    return [
         result if isinstance(result, TerminalError) else DecodedClip(frames=result, source_hash=source_hash) for result in decoded
-    )
+    ]
 
 
 def _hash_file(path: Path) -> str:
@@ -126,7 +126,7 @@ class EncodeWorker:
 
     def _start_decoding(self, clips: list[Clip]) -> list[ObjectRef]:
         config = self.spec.config
-        task = decode_video.options(num_returns=len(clips))
+        task = decode_videos.options(num_returns=len(clips))
         refs = task.remote(clips, config.decode, config.input.storage_options)
         return refs if isinstance(refs, list) else [refs]
 

@@ -18,20 +18,24 @@ from typing import Any
 
 from pipeline.errors import TerminalError, TransientError
 from pipeline.plan import PlannedClip
+from pipeline.tars.members import lie_together
 from pipeline.types import Clip, DecodedClip
 
 logger = logging.getLogger(__name__)
 
 DECODE_ATTEMPTS = 3
+# The budget holds so many jobs at least, if they are of several clips.
+_JOBS_OF_A_VIDEO = 4
+_JOBS_OF_A_TAR = 16
 Decoded = DecodedClip | TerminalError
 
 
 @dataclass(eq=False, slots=True)
 class VideoJob:
-    """Consecutive clips of one video, decoded in one pass over it."""
+    """Consecutive clips of one video, decoded in one pass over it, or of small neighbours in a tar, read by one request."""
 
     clips: tuple[PlannedClip, ...]
-    results: Sequence[Any] | None = None
+    results: list[Any] | None = None
     """Handles of the results, one a clip, once admitted."""
 
     @property
@@ -63,7 +67,7 @@ class DecodeFeed:
 
     def order(self, clips: Sequence[PlannedClip]) -> DecodeOrder:
         """Order the decoding of a shard's clips; iterate the result inside a ``with`` block."""
-        jobs = list(_jobs(clips, self.budget_bytes // 4))
+        jobs = list(_jobs(clips, self.budget_bytes))
         with self._lock:
             self._waiting.extend(jobs)
             self._admit()
@@ -93,7 +97,7 @@ class DecodeFeed:
             self._start(job)
 
     def _start(self, job: VideoJob) -> None:
-        job.results = self.start(job.targets)
+        job.results = list(self.start(job.targets))
         self._held_bytes += job.size_bytes
         self._waiting.remove(job)
 
@@ -133,18 +137,31 @@ class DecodeOrder:
                     return TerminalError.unexpected("decode", error)
                 uri = job.clips[position].clip.uri
                 logger.warning("decode retry uri=%s attempt=%d error=%s", uri, attempt, error)
-                job.results = self._feed.start(job.targets)
+                # Again without its neighbours, so that none is charged with what another does.
+                again = [index for index, planned in enumerate(job.clips) if planned.clip.uri == uri]
+                handles = self._feed.start([job.clips[index].clip for index in again])
+                for index, handle in zip(again, handles, strict=True):
+                    job.results[index] = handle
         raise AssertionError("unreachable")
 
 
-def _jobs(clips: Sequence[PlannedClip], most_bytes: int) -> Iterator[VideoJob]:
-    """Neighbours of one video together, unless that would be more than ``most_bytes`` at once."""
+def _jobs(clips: Sequence[PlannedClip], budget_bytes: int) -> Iterator[VideoJob]:
+    """Neighbours of one video together, and of one tar, unless that would be too much of the budget at once.
+
+    Videos of a tar get a smaller share: together they are decoded one after the other, alone at the same time.
+    """
     run: list[PlannedClip] = []
     for planned in clips:
         size_bytes = planned.clip.bucket.frame_bytes * (len(run) + 1)
-        if run and (planned.clip.uri != run[0].clip.uri or size_bytes > most_bytes):
+        if run and not _belongs(run, planned.clip, budget_bytes // size_bytes):
             yield VideoJob(tuple(run))
             run = []
         run.append(planned)
     if run:
         yield VideoJob(tuple(run))
+
+
+def _belongs(run: list[PlannedClip], clip: Clip, jobs_in_budget: int) -> bool:
+    if clip.uri == run[0].clip.uri:
+        return jobs_in_budget >= _JOBS_OF_A_VIDEO
+    return jobs_in_budget >= _JOBS_OF_A_TAR and lie_together([planned.clip for planned in run], clip)

@@ -13,7 +13,7 @@ format to RGB: antialiased bicubic, accurate rounding, chroma interpolated at fu
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, cast
 
@@ -76,8 +76,14 @@ class PictureShape:
     @classmethod
     def of(cls, frame: av.VideoFrame, sar: Fraction | None) -> PictureShape:
         """From a frame and the stream's pixel aspect ratio; a ratio beyond 1/4 to 4 is nonsense and ignored."""
+        upright = cls.of_upright(frame.width, frame.height, sar)
+        return replace(upright, orientation=Orientation.of(frame))
+
+    @classmethod
+    def of_upright(cls, width: int, height: int, sar: Fraction | None) -> PictureShape:
+        """Of a picture that is known to need no turning."""
         usable = sar is not None and _SAR_LIMITS[0] <= sar <= _SAR_LIMITS[1]
-        return cls(frame.width, frame.height, sar if sar is not None and usable else Fraction(1), Orientation.of(frame))
+        return cls(width, height, sar if sar is not None and usable else Fraction(1), Orientation())
 
     @property
     def upright_size(self) -> tuple[int, int]:

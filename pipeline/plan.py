@@ -13,7 +13,7 @@ from pipeline.config import ClipConfig
 from pipeline.errors import TerminalError
 from pipeline.geometry import available_frames, choose_bucket, cover_crop, upscale_factor
 from pipeline.recipe import digest
-from pipeline.types import Bucket, Clip, Rejection, Status, VideoInfo
+from pipeline.types import Bucket, Clip, Rejection, Status, TarMember, VideoInfo
 
 MIN_SHARDS = 32
 
@@ -36,9 +36,10 @@ class ProbedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbedVideo(ProbedFile):
-    """A listed video, and what it is."""
+    """A listed video, and what it is. One in a tar has the tar's size and version."""
 
     info: VideoInfo | None = None
+    member: TarMember | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +169,7 @@ def _planned_clip(video: ProbedVideo, info: VideoInfo, bucket: Bucket, start: in
         source_fps=info.fps,
         source_width=info.width,
         source_height=info.height,
+        member=video.member,
     )
     return PlannedClip(clip=clip, columns=video.columns)
 

@@ -139,7 +139,7 @@ def read_items(storage: Storage, shard: ShardRef, rows: RowFormat[Item]) -> list
 
 def read_column(storage: Storage, generation: Generation, name: str) -> Iterator[Any]:
     """One column of all planned items of a generation."""
-    return (row[name] for row in _read_rows(storage, generation.clip_files, [name]))
+    return (row[name] for row in read_columns(storage, generation, [name]))
 
 
 def read_rejections(storage: Storage, generation: Generation) -> Iterator[Rejection]:
@@ -157,11 +157,16 @@ def read_known_files(storage: Storage, generations: Iterable[Generation]) -> Com
         for rejected in _read_rows(storage, generation.rejected_files, ["sample_id"]):
             known.add(rejected["sample_id"])
         last: dict[str, Any] = {}
-        for row in _read_rows(storage, generation.clip_files, ["uri", "size_bytes", "version"]):
+        for row in read_columns(storage, generation, ["uri", "size_bytes", "version"]):
             if row != last:  # the clips of one video mostly follow each other
                 known.add(digest(row["uri"], row["size_bytes"], row["version"]))
             last = row
     return known
+
+
+def read_columns(storage: Storage, generation: Generation, names: list[str]) -> Iterator[dict[str, Any]]:
+    """Some columns of all planned items of a generation; a column that the plan does not have is left out."""
+    return _read_rows(storage, generation.clip_files, names)
 
 
 def _read_rows(storage: Storage, files: Iterable[str], names: list[str] | None = None) -> Iterator[dict[str, Any]]:

@@ -206,7 +206,7 @@ class _Part(Generic[Found]):
     def pairs(self) -> Iterator[tuple[SourceItem, Found]]:
         for batch, found in zip(self.batches, self.findings, strict=True):
             assert found is not None, "probing left a batch out"
-            yield from zip(batch, found, strict=True)
+            yield from zip(batch * len(found) if batch[0].is_tar else batch, found, strict=True)
 
 
 def _bare(item: SourceItem) -> SourceItem:
@@ -238,7 +238,12 @@ def _grouped(batches: list[Batch]) -> Iterator[list[Batch]]:
 
 
 def _split(items: list[SourceItem]) -> list[Batch]:
-    """Batches of one size, give or take one: a video that fails alone in its batch looks like an outage."""
+    """Batches of one size, give or take one: a video that fails alone in its batch looks like an outage.
+
+    A tar is a batch of its own, and has any number of findings.
+    """
+    if any(item.is_tar for item in items):
+        return [[item] for item in items]
     count = math.ceil(len(items) / PROBE_BATCH)
     ends = [math.ceil(len(items) * index / count) for index in range(count + 1)]
     return [items[first:end] for first, end in pairwise(ends)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -11,18 +10,34 @@ from typing import Any, Protocol, TypeVar
 from pipeline.errors import TerminalError, TransientError
 from pipeline.inputs import fetch_input, read_input
 from pipeline.plan import ProbedVideo
+from pipeline.sidecars import parse_sidecar
 from pipeline.sources import SourceItem
 from pipeline.storage import StoredObject, is_transient
 from pipeline.types import VideoInfo
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 _TRIES = 3
 _PAUSE_S = 1.0
 # No answer for so many videos and so long: the rest is not even asked, as each may take minutes to fail.
 _OUTAGE_ITEMS = 5
 _OUTAGE_S = 60.0
+
+
+class Listed(Protocol):
+    """What can be looked at: a listed file, or a member of one."""
+
+    @property
+    def uri(self) -> str: ...
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is nothing to look at."""
+        ...
+
+
+T = TypeVar("T")
+AnyListed = TypeVar("AnyListed", bound=Listed)
 
 
 class Prober(Protocol):
@@ -41,7 +56,7 @@ def probe_items(items: list[SourceItem], prober: Prober, options: dict[str, Any]
 
 
 def look_at_items(
-    items: list[SourceItem], look: Callable[[SourceItem], T], give_up: Callable[[SourceItem, TerminalError], T]
+    items: list[AnyListed], look: Callable[[AnyListed], T], give_up: Callable[[AnyListed, TerminalError], T]
 ) -> list[T]:
     """Look at a few files, one after the other; whatever happens to one of them is a finding about that one.
 
@@ -54,7 +69,7 @@ def look_at_items(
     """
     findings: dict[int, T] = {}
     failed: dict[int, Exception] = {}
-    answered: SourceItem | None = None
+    answered: AnyListed | None = None
     started = time.monotonic()
     for attempt in range(_TRIES):
         if attempt:
@@ -84,7 +99,7 @@ def look_at_items(
     return [findings[position] for position in range(len(items))]
 
 
-def _as_finding(item: SourceItem, failure: Exception) -> TerminalError:
+def _as_finding(item: Listed, failure: Exception) -> TerminalError:
     if isinstance(failure, TransientError):
         return TerminalError("fetch", "unreachable", f"{item.uri}: failed {_TRIES} times while others did not: {failure}")
     return TerminalError.unexpected("probe", failure)
@@ -137,16 +152,5 @@ def _read_sidecars(sidecars: tuple[str, ...], options: dict[str, Any]) -> dict[s
     """Columns from the files beside a video; a ``.txt`` is its caption unless the ``.json`` names one."""
     columns: dict[str, Any] = {}
     for uri in sidecars:
-        try:
-            text = read_input(uri, options).decode("utf-8-sig")
-            found = json.loads(text) if uri.endswith(".json") else {"caption": text.strip()}
-            json.dumps(found, ensure_ascii=False).encode()  # JSON can spell half a character, which no column can hold
-        except (ValueError, RecursionError) as error:  # what decoding, parsing and encoding raise is a ValueError
-            raise TerminalError("probe", "bad_sidecar", f"{uri}: cannot be read: {error}") from error
-        if not isinstance(found, dict):
-            raise TerminalError("probe", "bad_sidecar", f"{uri}: holds {type(found).__name__}, expected an object")
-        for name, value in found.items():
-            if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-                raise TerminalError("probe", "bad_sidecar", f"{uri}: {name!r} is {value}, which does not fit 64 bits")
-        columns.update(found)
+        columns.update(parse_sidecar(uri, read_input(uri, options)))
     return columns

@@ -103,12 +103,33 @@ class VideoInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TarMember:
+    """Where one file lies inside a tar."""
+
+    name: str
+    """Its path in the tar, without a leading ``./``."""
+    offset: int
+    """Of its first byte, from the start of the tar."""
+    size_bytes: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.size_bytes
+
+    def uri(self, tar_uri: str) -> str:
+        """The address of this member, such as ``s3://bucket/shard-000003.tar#kitchen/0001.mp4``."""
+        return f"{tar_uri}#{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
     """One planned sample: a window of one video, brought to one bucket."""
 
     sample_id: str
     uri: str
+    """Of the video; of a member of a tar, as ``TarMember.uri`` makes it."""
     size_bytes: int
+    """Of the file at ``file_uri``: a tar's as a whole, for one of its members."""
     version: str
     """ETag, or modification time: with the size, tells whether the source is still what was planned."""
     bucket: Bucket
@@ -120,6 +141,18 @@ class Clip:
     source_fps: float
     source_width: int
     source_height: int
+    member: TarMember | None = None
+    """Where the video lies, if it is in a tar."""
+
+    @property
+    def file_uri(self) -> str:
+        """The file to read: the video, or the tar that it is in."""
+        return self.uri if self.member is None else self.uri.removesuffix(f"#{self.member.name}")
+
+    @property
+    def header_size(self) -> tuple[int, int] | None:
+        """Width and height of the upright picture, where only the video's header was seen to say so."""
+        return None if self.member is None else (self.source_width, self.source_height)
 
     @property
     def num_source_frames(self) -> int:

@@ -38,6 +38,7 @@ class Window:
     frame_end: int
     bucket: Bucket
     crop: Crop
+    header_size: tuple[int, int] | None = None
 
 
 def probe(path: str, limits: DecodeConfig, *, name: str) -> VideoInfo:
@@ -68,6 +69,37 @@ def probe(path: str, limits: DecodeConfig, *, name: str) -> VideoInfo:
             duration_s=float(duration_s),
             container=video.container.format.name,
             codec=video.stream.codec_context.codec.canonical_name,
+        )
+
+
+def probe_header(path: str, limits: DecodeConfig, *, name: str, size_bytes: int) -> VideoInfo | None:
+    """As ``probe``, from a video's header alone (``find_video_header``); None if that does not tell everything.
+
+    What only a frame shows, such as HDR that the container does not mention, is found when the video is decoded.
+
+    Args:
+        size_bytes: of the whole video.
+
+    Raises:
+        TerminalError: the file cannot become clips.
+    """
+    with open_video(path, limits, name=name, stage="probe") as video:
+        codec, rate, duration_s = video.stream.codec_context, video.frame_rate, video.header_duration_s
+        is_one_track = len(video.container.streams) == 1 or not video.container.format.name.startswith("matroska")
+        if not (is_one_track and rate and duration_s and duration_s > 0 and codec.width and codec.height):
+            return None
+        if video.bytes_beyond(size_bytes):
+            return None
+        _refuse_hdr(video, codec.color_trc)
+        sar = fraction(video.stream.sample_aspect_ratio) or fraction(codec.sample_aspect_ratio)
+        width, height = PictureShape.of_upright(codec.width, codec.height, sar).upright_size
+        return VideoInfo(
+            width=width,
+            height=height,
+            fps=float(rate),
+            duration_s=float(duration_s),
+            container=video.container.format.name,
+            codec=codec.codec.canonical_name,
         )
 
 
@@ -117,11 +149,15 @@ def _first_look(video: VideoFile, reader: FrameReader) -> tuple[Iterator[TimedFr
         raise AssertionError("a reader without frames passes no check")
     frame, stream = first.frame, video.stream
     check_size(video, frame.width, frame.height)
-    transfer = hdr_transfer(frame.color_trc) or hdr_transfer(stream.codec_context.color_trc)
-    if transfer is not None:
-        raise video.reject("hdr", f"its transfer characteristic is {transfer}; convert it to BT.709 first")
+    _refuse_hdr(video, frame.color_trc, stream.codec_context.color_trc)
     sar = fraction(stream.sample_aspect_ratio) or fraction(stream.codec_context.sample_aspect_ratio)
     return chain([first], frames), PictureShape.of(frame, sar)
+
+
+def _refuse_hdr(video: VideoFile, *characteristics: int) -> None:
+    for transfer in map(hdr_transfer, characteristics):
+        if transfer is not None:
+            raise video.reject("hdr", f"its transfer characteristic is {transfer}; convert it to BT.709 first")
 
 
 def _reaches(frames: Iterator[TimedFrame]) -> Iterator[tuple[TimedFrame, Fraction]]:
@@ -145,6 +181,9 @@ class _Cutter:
             raise video.reject(
                 "changed", f"the picture is {width}x{height}, but the plan crops {crop}; the file was replaced: plan it anew"
             )
+        if window.header_size is not None and window.header_size != (width, height):
+            claimed = f"{window.header_size[0]}x{window.header_size[1]}"
+            raise video.reject("changed", f"the picture is {width}x{height}, but the file's header says {claimed}")
         if window.frame_end <= window.frame_start:
             raise ValueError(f"a window from frame {window.frame_start} to {window.frame_end} is empty")
         self.index = index

@@ -22,7 +22,7 @@ from pipeline.errors import TerminalError, TransientError
 
 REASONS = {
     "bad_timestamps": "More than a tenth of the frames go back in time.",
-    "changed": "The content contradicts the plan: the file was replaced after it was planned.",
+    "changed": "The content contradicts the plan: the file was replaced after it was planned, or its header is wrong.",
     "corrupt": "Frames of the clip, or over a tenth of the file's packets, cannot be decoded.",
     "decoder_crashed": "The decoding process died by its own doing, twice.",
     "empty_file": "The file has no bytes.",
@@ -132,11 +132,15 @@ class VideoFile:
     @property
     def missing_bytes(self) -> int:
         """How far the sample table of an MP4 reaches beyond the end of the file."""
+        return self.bytes_beyond(self.container.size)
+
+    def bytes_beyond(self, size_bytes: int) -> int:
+        """How far the sample table of an MP4 reaches beyond a size."""
         if not self.container.format.name.startswith("mov"):
             return 0
         latest = self.stream.index_entries[-32:]
         reach = max((entry.pos + entry.size for entry in latest), default=0)
-        return max(0, reach - self.container.size)
+        return max(0, reach - size_bytes)
 
 
 @contextmanager

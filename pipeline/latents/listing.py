@@ -14,8 +14,7 @@ from pipeline.latents.file import SUFFIXES
 from pipeline.latents.scale import NO_SCALE, SCALE_CHOICES
 from pipeline.latents.table_file import has_latents
 from pipeline.latents.types import plain_columns
-from pipeline.sources.files import as_unnamable
-from pipeline.sources.source import SourceItem, SourceListing
+from pipeline.sources.source import SourceItem, SourceListing, as_unnamable
 from pipeline.sources.table import TABLE_SUFFIXES, list_table
 from pipeline.storage import Storage, StoredObject
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pipeline.config import InputConfig
 from pipeline.errors import ConfigError
 from pipeline.inputs import list_inputs
-from pipeline.sources.source import SourceItem
+from pipeline.sources.source import SourceItem, as_unnamable
+from pipeline.sources.webdataset import is_tar, tar_item
 
 SIDECAR_SUFFIXES = (".txt", ".json")
 
@@ -15,11 +16,21 @@ SIDECAR_SUFFIXES = (".txt", ".json")
 def list_files(config: InputConfig) -> Iterator[SourceItem]:
     """The videos that ``input.uri`` names, sorted; ``a.txt`` and ``a.json`` belong to ``a.mp4``.
 
+    A folder or glob of tars is listed as such, unless ``input.format`` says otherwise.
+
     Raises:
         ConfigError: nothing is there, or nothing with one of ``input.extensions``.
     """
     found = list(list_inputs(config.uri, config.storage_options))
     videos = [file for file in found if file.uri.lower().endswith(config.extensions)]
+    tars = [file for file in found if is_tar(file.uri)] if config.format == "auto" else []
+    if tars and videos:
+        raise ConfigError(
+            f"input.uri {config.uri}: {len(videos)} videos and {len(tars)} tars; set input.format to files or webdataset"
+        )
+    if tars:
+        yield from map(tar_item, tars)
+        return
     if not videos:
         raise ConfigError(
             f"input.uri {config.uri}: {len(found)} files, none of which ends in {', '.join(config.extensions)}; "
@@ -43,13 +54,3 @@ def list_files(config: InputConfig) -> Iterator[SourceItem]:
             sidecars=tuple(file.uri for file in sidecars),
             sidecar_versions=tuple(f"{file.size_bytes} {file.version}" for file in sidecars),
         )
-
-
-def as_unnamable(uri: str) -> SourceItem | None:
-    """An item that says so, if a file's name cannot be written down; Python reads its bytes as lone surrogates."""
-    try:
-        uri.encode()
-    except UnicodeEncodeError:
-        name = uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        return SourceItem(uri=name, problem=f"{name}: its name is not UTF-8; rename it")
-    return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import posixpath
 from collections.abc import Iterator
 from typing import Any, Literal, cast
 
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, TerminalError
 from pipeline.inputs import list_inputs, read_input
-from pipeline.sources.source import SourceItem, SourceListing
+from pipeline.sources.source import SourceItem, SourceListing, resolve_address
 
 TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
 _BATCH_ROWS = 4096
@@ -84,7 +83,7 @@ def _rows(tables: dict[str, pa.Table], column: str, noun: str) -> Iterator[Sourc
                 path = row.pop(column)
                 if not isinstance(path, str) or not path:
                     problem = f"{uri}: row {number} has {path!r:.100} for a {noun}, expected a path or URI"
-                elif (address := _resolve(path, uri)) is None:
+                elif (address := resolve_address(path, uri)) is None:
                     problem = f"{uri}: row {number} has {path!r:.100} for a {noun}, which leaves the bucket"
                 else:
                     yield SourceItem(uri=address, columns=row)
@@ -104,17 +103,3 @@ def _values(batch: pa.RecordBatch, uri: str, rows_before: int) -> list[dict[str,
                 except (ValueError, OverflowError) as error:
                     raise ConfigError(f"{uri}: column {name!r}, row {number}: cannot be read: {error}") from error
         raise
-
-
-def _resolve(path: str, table_uri: str) -> str | None:
-    """The address of a row's file; None if it climbs above the table's bucket, which would name another one."""
-    is_absolute = "://" in path or path.startswith("/")
-    if is_absolute:
-        return path
-    folder = table_uri.rpartition("/")[0]
-    scheme, separator, place = folder.rpartition("://")
-    if not separator:
-        return posixpath.normpath(f"{folder}/{path}")
-    bucket, _, prefix = place.partition("/")
-    key = posixpath.normpath(posixpath.join(prefix, path))  # an object store knows no "./" and "../"
-    return None if key.split("/")[0] == ".." else f"{scheme}://{bucket}/{key}"

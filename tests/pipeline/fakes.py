@@ -43,6 +43,8 @@ class FlakyFileSystem(MemoryFileSystem):  # type: ignore[misc]
     pseudo_dirs: ClassVar[list[str]] = [""]
     faults: ClassVar[list[Fault]] = []
     calls: ClassVar[list[str]] = []
+    delivered: ClassVar[list[int]] = []
+    """Bytes of each answer that held content."""
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -50,7 +52,7 @@ class FlakyFileSystem(MemoryFileSystem):  # type: ignore[misc]
 
     @classmethod
     def reset(cls) -> None:
-        for values in (cls.store, cls.faults, cls.calls):
+        for values in (cls.store, cls.faults, cls.calls, cls.delivered):
             values.clear()
         cls.pseudo_dirs[:] = [""]
 
@@ -67,6 +69,7 @@ class FlakyFileSystem(MemoryFileSystem):  # type: ignore[misc]
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **rest: Any) -> bytes:
         with self._fault("cat_file") as fault:
             data: bytes = super().cat_file(path, start=start, end=end, **rest)
+            self.delivered.append(len(data))
             return data[: len(data) - fault.cut_bytes]
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **rest: Any) -> None:
@@ -76,6 +79,7 @@ class FlakyFileSystem(MemoryFileSystem):  # type: ignore[misc]
     def get_file(self, rpath: str, lpath: str, **rest: Any) -> None:
         with self._fault("get_file") as fault:
             super().get_file(rpath, lpath, **rest)
+            self.delivered.append(self.size(rpath))
             if fault.cut_bytes:
                 with open(lpath, "r+b") as file:
                     file.truncate(self.size(rpath) - fault.cut_bytes)
