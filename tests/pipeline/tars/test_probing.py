@@ -6,6 +6,7 @@ import io
 import os
 import tarfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,8 @@ def test_interrupted_planning_keeps_the_tars_that_were_read(
     for name in ("a.tar", "b.tar"):
         (tmp_path / name).write_bytes(make_tar(make_samples([video])))
 
-    def fail(*_: Any, **__: Any) -> None:
+    def fail(found: Iterable[Any], *_: Any) -> None:
+        list(found)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pipeline.clip_planning.plan_clips", fail)
