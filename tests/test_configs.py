@@ -15,7 +15,8 @@ from pipeline.service.config import ServerConfig, ServiceConfig
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PLACES = {"input": {"uri": "videos"}, "output": {"uri": "latents"}, "vae": {"weights": "weights"}}
 COMMENTED: dict[str, type[JobConfig]] = {"example": RunConfig, "decode": DecodeRunConfig}
-ENCODING = sorted(path for path in CONFIGS.glob("*.yaml") if path.stem not in ("decode", "serve"))
+OTHERS = ("decode", "serve", "cluster-aws", "rayjob")
+ENCODING = sorted(path for path in CONFIGS.glob("*.yaml") if path.stem not in OTHERS)
 
 
 def load(path: Path) -> RunConfig:
