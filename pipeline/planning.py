@@ -145,12 +145,14 @@ class Planner(ABC, Generic[Found, Item]):
         todo = [position for position, files in enumerate(findings) if files is None]
         # What the input says about a file stays here; probing needs its address only.
         lean = [[replace(item, columns={}) for item in batches[position]] for position in todo]
+        count = sum(map(len, lean))
         for which, files in self.probe(lean):
+            count += len(files) - len(lean[which])  # a tar has as many as are found in it
             position = todo[which]
             findings[position] = files
             if all(item.version for item in batches[position]):  # else nothing tells whether they still hold later
                 self.storage.put(paths[position], self._dump(files))
-            self.on_probed(files, sum(map(len, lean)))
+            self.on_probed(files, count)
         for batch, found in zip(batches, findings, strict=True):
             assert found is not None, "probing left a batch out"
             for item, file in zip(batch * len(found) if batch[0].is_tar else batch, found, strict=True):

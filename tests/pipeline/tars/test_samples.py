@@ -121,3 +121,16 @@ def test_large_members_are_skipped(tmp_path: Path) -> None:
     assert [video.columns["views"] for video in found if isinstance(video, TarVideo)] == [n * 37 for n in range(40)]
     assert len(requests) <= 50
     assert sum(requests) < 40 * 6000
+
+
+def test_one_long_stretch_does_not_make_the_next_reads_long() -> None:
+    requests: list[int] = []
+
+    def fetch(offset: int, length: int) -> bytes:
+        requests.append(length)
+        return bytes(length)
+
+    window = ReadAhead(fetch, 1 << 30)
+    for number in range(100):
+        window.read(number << 20, 200_000 if number == 50 else 3000)
+    assert sum(requests) < 200_000 + 99 * 3100
