@@ -163,6 +163,7 @@ class Planner(ABC, Generic[Found, Item]):
         for which, files in self.probe(lean) if lean else ():
             part, position = todo[which]
             part.findings[position] = files
+            self._num_asked += len(files) - len(lean[which])  # a tar has as many as are found in it
             if part.is_whole and part.is_versioned:  # else nothing tells whether they still hold later
                 self.storage.put(part.path, self._dump(part.findings))
             self.on_probed(files, self._num_asked)

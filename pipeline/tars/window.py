@@ -1,8 +1,8 @@
 """Reading the headers of a tar by few requests and few bytes.
 
 Headers and captions stand in stretches, with video in between that is not wanted now. How long the next stretch is, nobody
-knows; but in one tar they are much alike. So the first request into a stretch asks for as much as the longest of
-the last few needed, and what is missing is asked for as it is found out.
+knows; but in one tar they are much alike. So the first request into a stretch asks for as much as the last few
+needed, but for the longest of them, and what is missing is asked for as it is found out.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class ReadAhead:
     def _begin_stretch(self, offset: int, length: int) -> None:
         if self._stretch_end > self._stretch_start:
             self._needed.append(self._stretch_end - self._stretch_start)
-        ahead = min(max(self._needed), _MOST_AHEAD_BYTES)
+        # The longest may be a stray: one long video among short ones.
+        ahead = min(sorted(self._needed)[-2:][0], _MOST_AHEAD_BYTES)
         wanted = min(max(length, ahead), self.size_bytes - offset)
         self._data, self._offset = self.fetch(offset, wanted), offset
         self._stretch_start = self._stretch_end = offset

@@ -7,14 +7,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import DecodeConfig
 from pipeline.errors import TerminalError
-from pipeline.types import VideoInfo
-from pipeline.video import probe, probe_header
+from pipeline.types import Bucket, Crop, VideoInfo
+from pipeline.video import Window, decode_windows, probe, probe_header
 from pipeline.video_header import find_video_header
 from tests.pipeline.video_samples import write_video
 
@@ -94,6 +95,16 @@ def test_limits_hold_for_headers_too(tmp_path: Path) -> None:
         with pytest.raises(TerminalError) as caught:
             look(data, tmp_path, LIMITS.model_copy(update=setting))
         assert caught.value.reason == reason
+
+
+def test_picture_that_is_not_as_the_header_said_is_refused_when_it_is_decoded(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", num_frames=9)
+    bucket, crop = Bucket.parse("9x32x48@8"), Crop(x=0, y=0, w=144, h=96)
+    right, wrong = (Window(frame_start=0, frame_end=9, bucket=bucket, crop=crop, header_size=(w, 96)) for w in (160, 168))
+    [(_, frames)] = decode_windows(str(path), [right], LIMITS, name="a.mp4")
+    assert isinstance(frames, np.ndarray)
+    with pytest.raises(TerminalError, match="the picture is 160x96, but the file's header says 168x96"):
+        list(decode_windows(str(path), [wrong], LIMITS, name="a.mp4"))
 
 
 def test_only_the_header_is_read(tmp_path: Path) -> None:

@@ -72,7 +72,15 @@ def test_plan_says_where_each_video_lies_and_what_stands_beside_it(tmp_path: Pat
     }
 
 
-def test_what_cannot_be_used_is_refused_member_by_member(tmp_path: Path, output: Storage, video: bytes, gif: bytes) -> None:
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A video whose header can be told apart, and does not tell its length."""
+    return write_video(tmp_path_factory.mktemp("video") / "a.mkv", num_frames=17, audio=True).read_bytes()
+
+
+def test_what_cannot_be_used_is_refused_member_by_member(
+    tmp_path: Path, output: Storage, video: bytes, gif: bytes, sound: bytes
+) -> None:
     link, climber = tarfile.TarInfo("link.mp4"), tarfile.TarInfo("../up.mp4")
     link.type, link.linkname = tarfile.SYMTYPE, "a.mp4"
     sink = io.BytesIO()
@@ -86,6 +94,7 @@ def test_what_cannot_be_used_is_refused_member_by_member(tmp_path: Path, output:
             (tarfile.TarInfo("words.mp4"), video),
             (tarfile.TarInfo("words.json"), b"[1]"),
             (tarfile.TarInfo("moves.gif"), gif),
+            (tarfile.TarInfo("sound.mkv"), sound),
             (tarfile.TarInfo("half.mp4"), video[: len(video) // 2]),
             (tarfile.TarInfo("cut.mp4"), video),
         ]:
@@ -94,7 +103,7 @@ def test_what_cannot_be_used_is_refused_member_by_member(tmp_path: Path, output:
         end = tar.offset
     (tmp_path / "odd.tar").write_bytes(sink.getvalue()[: end - len(video)])
     generation, _ = plan_tars(str(tmp_path / "odd.tar"), output)
-    assert sorted(planned(output, generation)) == ["odd.tar#000000.mp4", "odd.tar#moves.gif"]
+    assert sorted(planned(output, generation)) == ["odd.tar#000000.mp4", "odd.tar#moves.gif", "odd.tar#sound.mkv"]
     assert refused(output, generation) == {
         "odd.tar#link.mp4": "link",
         "up.mp4": "bad_name",

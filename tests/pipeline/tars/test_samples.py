@@ -15,7 +15,7 @@ from pipeline.tars.window import ReadAhead
 from tests.pipeline.tars.making import make_samples, make_tar
 from tests.pipeline.video_samples import write_video
 
-EXTENSIONS = (".mp4", ".webm")
+EXTENSIONS = (".mp4", ".mkv")
 
 
 def videos(*members: tuple[str, bytes]) -> list[TarVideo]:
@@ -121,3 +121,39 @@ def test_large_members_are_skipped(tmp_path: Path) -> None:
     assert [video.columns["views"] for video in found if isinstance(video, TarVideo)] == [n * 37 for n in range(40)]
     assert len(requests) <= 50
     assert sum(requests) < 40 * 6000
+
+
+def test_one_long_stretch_does_not_make_the_next_reads_long() -> None:
+    requests: list[int] = []
+
+    def fetch(offset: int, length: int) -> bytes:
+        requests.append(length)
+        return bytes(length)
+
+    window = ReadAhead(fetch, 1 << 30)
+    for number in range(100):
+        window.read(number << 20, 200_000 if number == 50 else 3000)
+    assert sum(requests) < 200_000 + 99 * 3100
+
+
+@pytest.fixture(scope="module")
+def tar(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("videos")
+    videos = [write_video(folder / name, num_frames=5).read_bytes() for name in ("a.mp4", "b.mkv")]
+    return make_tar([*make_samples(videos[:1]), *make_samples(videos[1:], first=1, suffix="mkv"), ("2.json", b'{"a": [1, {}]}')])
+
+
+@given(data=st.data())
+def test_no_mutated_tar_is_too_odd(data: st.DataObject, tar: bytes) -> None:
+    mutated = bytearray(tar)
+    for _ in range(data.draw(st.integers(0, 10))):
+        mutated[data.draw(st.integers(0, len(mutated) - 1))] = data.draw(st.integers(0, 255))
+    content = bytes(mutated[: data.draw(st.integers(0, len(mutated)))])
+
+    def read(offset: int, length: int) -> bytes:
+        assert 0 <= offset <= offset + length <= len(content)
+        assert length <= 4 << 20
+        return content[offset : offset + length]
+
+    for found in read_videos(read, "t.tar", len(content), EXTENSIONS):
+        assert isinstance(found, (TarVideo, TarProblem))
