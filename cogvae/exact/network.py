@@ -12,7 +12,7 @@ from cogvae.blocks import DownBlock, ResnetBlock, ResnetStack, SpatialNorm, UpBl
 from cogvae.conv import CausalConv3d, Downsample, Upsample
 from cogvae.decoder import Decoder
 from cogvae.encoder import Encoder
-from cogvae.exact import causal, norms, resample
+from cogvae.exact import allocator, causal, norms, resample
 from cogvae.exact.causal import Past
 from cogvae.exact.pieces import Activation, piece_sizes, regroup
 from cogvae.exact.plan import Plan
@@ -52,6 +52,8 @@ class _Walk:
         residuals = x.consume()
         for piece in self._norm_act_conv(block.norm2, block.act, block.conv2, h, h.consume()):
             y.append(_add(piece, next(residuals)))
+        if self._plan.single_frames:
+            allocator.release_freed(y.pieces[-1])
         return y
 
     def _norm_act_conv(
@@ -101,9 +103,11 @@ class _Walk:
         return result
 
     def _collect(self, pieces: Iterable[Tensor], num_frames: int, *, paired: bool = False) -> Activation:
+        """A level's first activation, made while that of the level before is let go."""
         x = Activation(num_frames, self._num_groups, paired=paired)
         for piece in pieces:
             x.append(piece)
+        allocator.release_freed(x.pieces[-1])
         return x
 
 
