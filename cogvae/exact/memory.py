@@ -14,6 +14,7 @@ from cogvae.blocks import DownBlock, ResnetBlock, ResnetStack, UpBlock
 from cogvae.decoder import Decoder
 from cogvae.encoder import Encoder
 from cogvae.exact.plan import Limits, Plan
+from cogvae.kernels import choose_triton
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,11 @@ def find_plan(limits: Limits, network: Encoder | Decoder, first_BCTHW: Tensor, i
     Raises: ValueError that names the least budget, if no plan keeps to it.
     """
     device = first_BCTHW.device.type
-    default = Plan(piece_bytes=_PIECE_BYTES.get(device, _LARGE_PIECE_BYTES), strip_rows=limits.strip_rows)
+    default = Plan(
+        piece_bytes=_PIECE_BYTES.get(device, _LARGE_PIECE_BYTES),
+        strip_rows=limits.strip_rows,
+        triton=choose_triton(limits.triton, first_BCTHW.device),
+    )
     budget = limits.memory_budget_bytes
     if budget is None:
         return default
