@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cogvae.conv import CausalConv3d
 from cogvae.exact import folding
+from cogvae.exact.hazards import is_slow_volume
 from cogvae.exact.norms import Fill
 from cogvae.exact.pieces import empty
 from cogvae.exact.plan import Plan
@@ -144,11 +145,13 @@ class Kernels:
         """T-2 frames of T."""
         if self._by_frame and window_BCTHW.shape[2] % 2 == 0:
             return convolve_two_frames(window_BCTHW, self._two_frames, self._bias)
+        if is_slow_volume(window_BCTHW.device.type, window_BCTHW.dtype, window_BCTHW.shape):
+            return convolve_by_taps(window_BCTHW, self._taps, self._bias)
         return F.conv3d(window_BCTHW, self._weight, self._bias, padding=(0, 0, 1))
 
     def pairs(self, window_BCTHW: Tensor) -> Tensor:
         """2(T-1) frames of T that each stand for two."""
-        if self._by_frame:
+        if self._by_frame or is_slow_volume(window_BCTHW.device.type, window_BCTHW.dtype, window_BCTHW.shape):
             return convolve_pairs(window_BCTHW, self._taps, self._bias)
         frames = [F.conv3d(window_BCTHW, kernel, self._bias, padding=(0, 0, 1)) for kernel in self._pairs]
         return torch.stack(frames, dim=3).flatten(2, 3)
@@ -177,6 +180,14 @@ class Kernels:
     @cached_property
     def _pairs(self) -> tuple[Tensor, Tensor]:
         return folding.fold_pairs(self._conv.weight)
+
+
+def convolve_by_taps(window_BCTHW: Tensor, taps: tuple[Tensor, ...], bias: Tensor | None) -> Tensor:
+    """T-2 frames of T as three two-dimensional convolutions: no fewer multiplications."""
+    result = planes(window_BCTHW[:, :, :-2], taps[0], bias)
+    result += planes(window_BCTHW[:, :, 1:-1], taps[1])
+    result += planes(window_BCTHW[:, :, 2:], taps[2])
+    return result
 
 
 def convolve_two_frames(window_BCTHW: Tensor, kernels: tuple[Tensor, ...], bias: Tensor | None) -> Tensor:

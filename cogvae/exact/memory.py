@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cogvae.blocks import DownBlock, ResnetBlock, ResnetStack, UpBlock
 from cogvae.decoder import Decoder
 from cogvae.encoder import Encoder
+from cogvae.exact.hazards import warn_of_hazards
 from cogvae.exact.plan import Limits, Plan
 from cogvae.kernels import choose_triton
 
@@ -46,6 +47,7 @@ def find_plan(limits: Limits, network: Encoder | Decoder, first_BCTHW: Tensor, i
     Raises: ValueError that names the least budget, if no plan keeps to it.
     """
     device = first_BCTHW.device.type
+    warn_of_hazards(first_BCTHW)
     default = Plan(
         piece_bytes=_PIECE_BYTES.get(device, _LARGE_PIECE_BYTES),
         strip_rows=limits.strip_rows,

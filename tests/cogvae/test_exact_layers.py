@@ -31,6 +31,12 @@ def test_two_frames_of_four_products_are_those_of_six() -> None:
     assert relative_error(causal.convolve_two_frames(window, folding.fold_two_frames(weight), bias), expected) < EXACT
 
 
+def test_a_convolution_is_the_sum_of_its_taps() -> None:
+    weight, bias, window = random_conv()
+    expected = F.conv3d(window, weight, bias, padding=(0, 0, 1))
+    assert relative_error(causal.convolve_by_taps(window, folding.taps(weight), bias), expected) < EXACT
+
+
 def test_frames_in_pairs_need_no_third_tap() -> None:
     weight, bias, window = random_conv()
     expected = F.conv3d(window.repeat_interleave(2, dim=2), weight, bias, padding=(0, 0, 1))
