@@ -3,6 +3,7 @@
 Shape legend: B batch, C channels, T frames, H/W pixels; t, h, w their latent counterparts.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -80,6 +81,8 @@ class AutoencoderKLCogVideoX(nn.Module):
         self.use_slicing = False
         self.use_tiling = False
         self._limits = exact.Limits()
+        # Of the exact engine. None: on CUDA, where Triton is installed.
+        self.use_triton: bool | None = None
         self.num_latent_frames_batch_size = 2
         self.num_sample_frames_batch_size = 8
         self.tile_sample_min_height = config.sample_height // 2
@@ -375,7 +378,7 @@ class AutoencoderKLCogVideoX(nn.Module):
     # The exact engine where it applies. The modules themselves are the reference path, which it is checked against.
 
     def _encoding_loop(self) -> ChunkFunction:
-        limits = self._limits
+        limits = dataclasses.replace(self._limits, triton=self.use_triton)
 
         def start(x: Tensor, is_last: bool) -> ChunkFunction:
             if exact.can_run((self.encoder, self.quant_conv), x):
@@ -385,7 +388,7 @@ class AutoencoderKLCogVideoX(nn.Module):
         return _cast_chunks(LateLoop(start), self.encoder)
 
     def _decoding_loop(self) -> ChunkFunction:
-        limits = self._limits
+        limits = dataclasses.replace(self._limits, triton=self.use_triton)
 
         def start(z: Tensor, is_last: bool) -> ChunkFunction:
             if exact.can_run((self.decoder, self.post_quant_conv), z):

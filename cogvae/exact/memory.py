@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from cogvae.blocks import DownBlock, ResnetBlock, ResnetStack, UpBlock
 from cogvae.decoder import Decoder
 from cogvae.encoder import Encoder
+from cogvae.exact.hazards import warn_of_hazards
 from cogvae.exact.plan import Limits, Plan
+from cogvae.kernels import choose_triton
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ def find_plan(limits: Limits, network: Encoder | Decoder, first_BCTHW: Tensor, i
 
     Raises: MemoryBudgetError that names the least budget, if no plan keeps to it.
     """
+    warn_of_hazards(first_BCTHW)
     budget = limits.memory_budget_bytes
     sizes = []
     for plan, size in _sized_plans(limits, network, first_BCTHW, is_last):
@@ -69,8 +72,13 @@ def find_least_bytes(limits: Limits, network: Encoder | Decoder, first_BCTHW: Te
 
 def _sized_plans(limits: Limits, network: Encoder | Decoder, first_BCTHW: Tensor, is_last: bool) -> Iterator[tuple[Plan, int]]:
     layers = list(_layers(network, first_BCTHW))
-    piece_bytes = _PIECE_BYTES.get(first_BCTHW.device.type, _LARGE_PIECE_BYTES)
-    for plan in _plans(Plan(piece_bytes=piece_bytes, strip_rows=limits.strip_rows)):
+    device = first_BCTHW.device
+    fastest = Plan(
+        piece_bytes=_PIECE_BYTES.get(device.type, _LARGE_PIECE_BYTES),
+        strip_rows=limits.strip_rows,
+        triton=choose_triton(limits.triton, device),
+    )
+    for plan in _plans(fastest):
         yield plan, estimate_bytes(layers, plan, first_BCTHW, keeps_past=not is_last)
 
 
