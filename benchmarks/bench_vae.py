@@ -1,52 +1,162 @@
 """Encode and decode against diffusers: the same weights and input, in turns, outputs compared first.
 
-Random weights, one clip of 9x96x96 in float32 on CPU, the published architecture. Prints one JSON line.
+    python benchmarks/bench_vae.py [--sizes 9x192x192,17x96x96] [--dtypes float32,bfloat16] [--rounds 5] [--device cpu]
+
+Random weights, the published architecture, one clip. Prints one JSON line for every size, dtype and direction:
+
+    ours              exact, as the model is made
+    ours strips       exact, with the least memory budget that the model accepts
+    diffusers         untiled
+    ours blend        tiles of half the frame, a quarter of a tile as overlap
+    diffusers tiled   the same tiles
+
+with the median seconds of each, the peers' over ours, and the share of the rate at which this machine multiplies
+matrices of the same dtype. FLOP are torch's own count, on the meta device.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import diffusers
 import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from cogvae import AutoencoderKLCogVideoX
 
-ROUNDS = 5
+Run = Callable[[], Tensor]
+# (ours, the peer): seconds of the second over the first.
+RATIOS = [("ours", "diffusers"), ("ours", "diffusers tiled"), ("ours strips", "diffusers"), ("ours blend", "diffusers tiled")]
+# What two ways of one meaning may differ by.
+BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
-@torch.inference_mode()
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Times the VAE against diffusers.")
+    parser.add_argument("--sizes", default="9x96x96", help="FRAMESxHEIGHTxWIDTH, several with commas between them")
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    wanted = parser.parse_args()
+    for name in wanted.dtypes.split(","):
+        dtype = getattr(torch, name)
+        theirs, ours = make_models(dtype, wanted.device)
+        rate = measure_matmul(dtype, wanted.device)
+        for size in wanted.sizes.split(","):
+            frames, height, width = map(int, size.split("x"))
+            shapes = {"encode": (1, 3, frames, height, width), "decode": (1, 16, (frames + 3) // 4, height // 8, width // 8)}
+            for direction, shape in shapes.items():
+                report = compare(ours, theirs, direction, shape, wanted.rounds)
+                about = {"bench": "vae", "size": size, "dtype": name, "device": wanted.device}
+                about |= {"threads": torch.get_num_threads(), "matmul_gflop_s": round(rate / 1e9, 1)}
+                print(json.dumps({**about, "direction": direction, **add_shares(report, rate)}), flush=True)
+
+
+def make_models(dtype: torch.dtype, device: str) -> tuple[Any, AutoencoderKLCogVideoX]:
     torch.manual_seed(0)
     theirs = diffusers.AutoencoderKLCogVideoX().eval()
     ours = AutoencoderKLCogVideoX().eval()
     ours.load_state_dict(theirs.state_dict())
-    frames, latent = torch.rand(1, 3, 9, 96, 96) * 2 - 1, torch.randn(1, 16, 3, 12, 12)
-    pairs: dict[str, tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]] = {
-        "encode": (lambda: ours.encode(frames)[0].parameters, lambda: theirs.encode(frames)[0].parameters),
-        "decode": (lambda: ours.decode(latent)[0], lambda: theirs.decode(latent)[0]),
+    return theirs.to(device, dtype), ours.to(device, dtype)
+
+
+@torch.inference_mode()
+def compare(ours: AutoencoderKLCogVideoX, theirs: Any, direction: str, shape: tuple[int, ...], rounds: int) -> dict[str, Any]:
+    """Median seconds, ratios, errors and FLOP of every way to do one thing."""
+    x = torch.randn(shape).clamp(-1, 1).to(ours.device, ours.dtype)
+    ways = list_ways(ours, theirs, direction, x)
+    errors = {
+        name: relative_error(ways[name](), ways[peer]())
+        for name, peer in (("ours", "diffusers"), ("ours strips", "diffusers"), ("ours blend", "diffusers tiled"))
     }
-    report: dict[str, object] = {"bench": "vae", "input": "9x96x96 float32 CPU", "threads": torch.get_num_threads()}
-    for name, (run_ours, run_theirs) in pairs.items():
-        expected = run_theirs()
-        error = float((run_ours() - expected).norm() / expected.norm())
-        assert error < 1e-5, f"{name}: relative error {error}"
-        times: dict[str, list[float]] = {"ours": [], "diffusers": []}
-        for _ in range(ROUNDS):
-            for who, run in (("ours", run_ours), ("diffusers", run_theirs)):
-                start = time.perf_counter()
-                run()
-                times[who].append(time.perf_counter() - start)
-        seconds = {who: statistics.median(values) for who, values in times.items()}
-        report[name] = {
-            "seconds": {who: round(value, 3) for who, value in seconds.items()},
-            "times_as_fast_as_diffusers": round(seconds["diffusers"] / seconds["ours"], 2),
-            "relative_error": error,
-        }
-    print(json.dumps(report))
+    bound = BOUNDS[x.dtype]
+    assert max(errors.values()) < bound, f"{direction} {shape}: relative errors {errors}, expected less than {bound}"
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, run in ways.items():
+            start = time.perf_counter()
+            run()
+            synchronise(x)
+            times[name].append(time.perf_counter() - start)
+    seconds = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "times_as_fast": {f"{name} / {peer}": round(seconds[peer] / seconds[name], 2) for name, peer in RATIOS},
+        "relative_error": errors,
+        "tflop": count_tflop(direction, shape, x.dtype),
+    }
+
+
+def list_ways(ours: AutoencoderKLCogVideoX, theirs: Any, direction: str, x: Tensor) -> dict[str, Run]:
+    height, width = (side * (1 if direction == "encode" else 8) for side in x.shape[3:])
+    tiles = (height // 16 * 8, width // 16 * 8, 1 / 4, 1 / 4)
+    least = (ours.least_encode_bytes if direction == "encode" else ours.least_decode_bytes)(x.shape)
+
+    def run(vae: Any, *tile: float, **settings: Any) -> Run:
+        def once() -> Tensor:
+            vae.disable_tiling()
+            if tile or settings:
+                vae.enable_tiling(*tile, **settings)
+            result: Tensor = vae.encode(x)[0].parameters if direction == "encode" else vae.decode(x)[0]
+            return result
+
+        return once
+
+    return {
+        "ours": run(ours),
+        "ours strips": run(ours, mode="exact", memory_budget_bytes=least),
+        "diffusers": run(theirs),
+        "ours blend": run(ours, *tiles),
+        "diffusers tiled": run(theirs, *tiles),
+    }
+
+
+def count_tflop(direction: str, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, float]:
+    with torch.device("meta"):
+        theirs, ours = (cls().to(dtype) for cls in (diffusers.AutoencoderKLCogVideoX, AutoencoderKLCogVideoX))
+        ways = list_ways(ours, theirs, direction, torch.empty(shape, dtype=dtype))
+    counted = {}
+    for name, run in ways.items():
+        with FlopCounterMode(display=False) as counter:
+            run()
+        counted[name] = counter.get_total_flops() / 1e12
+    return counted
+
+
+def add_shares(report: dict[str, Any], rate: float) -> dict[str, Any]:
+    """With the share of the matmul rate, by the FLOP that each way does itself."""
+    shares = {name: round(1e12 * report["tflop"][name] / seconds / rate, 3) for name, seconds in report["seconds"].items()}
+    return {**report, "tflop": {name: round(value, 4) for name, value in report["tflop"].items()}, "share_of_matmul": shares}
+
+
+@torch.inference_mode()
+def measure_matmul(dtype: torch.dtype, device: str) -> float:
+    """FLOP a second of the best of a few products of square matrices."""
+    side = 2048 if device == "cpu" else 8192
+    a = torch.randn(side, side, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ a
+        synchronise(a)
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def synchronise(x: Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
 if __name__ == "__main__":

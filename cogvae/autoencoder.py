@@ -3,9 +3,10 @@
 Shape legend: B batch, C channels, T frames, H/W pixels; t, h, w their latent counterparts.
 """
 
+import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -14,7 +15,7 @@ from torch import Generator, Tensor, nn
 from cogvae import exact, weights
 from cogvae.blocks import ResnetStack, checkpoint_without_reentry
 from cogvae.checks import check_frames, check_latents
-from cogvae.chunks import ChunkFunction, FrameLoop, LateLoop, run_in_chunks, split_in_chunks
+from cogvae.chunks import ChunkFunction, FrameLoop, LateLoop, partition, run_in_chunks, split_in_chunks
 from cogvae.config import VAEConfig
 from cogvae.conv import Tails
 from cogvae.decoder import Decoder
@@ -80,6 +81,8 @@ class AutoencoderKLCogVideoX(nn.Module):
         self.use_slicing = False
         self.use_tiling = False
         self._limits = exact.Limits()
+        # Of the exact engine. None: on CUDA, where Triton is installed.
+        self.use_triton: bool | None = None
         self.num_latent_frames_batch_size = 2
         self.num_sample_frames_batch_size = 8
         self.tile_sample_min_height = config.sample_height // 2
@@ -165,6 +168,7 @@ class AutoencoderKLCogVideoX(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """That of the encoder, where `vae.encoder.to(...)` and `vae.decoder.to(...)` have set two."""
         return next(self.parameters()).dtype
 
     @property
@@ -229,6 +233,21 @@ class AutoencoderKLCogVideoX(nn.Module):
         self.tile_latent_min_height, self.tile_latent_min_width = height // scale, width // scale
         self.tile_overlap_factor_height, self.tile_overlap_factor_width = overlap_height, overlap_width
 
+    def least_encode_bytes(self, frames_shape: Sequence[int]) -> int:
+        """The least `memory_budget_bytes` with which `mode="exact"` encodes frames [B, 3, T, H, W]."""
+        return self._least_bytes(self.encoder, frames_shape, self.num_sample_frames_batch_size)
+
+    def least_decode_bytes(self, latents_shape: Sequence[int]) -> int:
+        """As `least_encode_bytes`, for latents [B, C, t, h, w]."""
+        return self._least_bytes(self.decoder, latents_shape, self.num_latent_frames_batch_size)
+
+    def _least_bytes(self, network: Encoder | Decoder, shape: Sequence[int], chunk_frames: int) -> int:
+        batch, channels, num_frames, height, width = shape
+        first, *others = partition(num_frames, chunk_frames)
+        dtype = next(network.parameters()).dtype
+        chunk = torch.empty(batch, channels, len(first), height, width, dtype=dtype, device="meta")
+        return exact.find_least_bytes(self._limits, network, chunk, not others)
+
     def disable_tiling(self) -> None:
         """Whole frames again, and no budget."""
         self.use_tiling = False
@@ -259,7 +278,8 @@ class AutoencoderKLCogVideoX(nn.Module):
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """Frames [B, 3, T, H, W], -1 to 1, to the posterior over unscaled latents [B, C, t, h, w].
 
-        Any T >= 1 is taken; only 8k+1 and 8k frames come back with their count. Odd sizes round down.
+        Any T >= 1 is taken; only 8k+1 and 8k frames come back with their count. Odd sizes round down. Frames of another
+        dtype than the encoder's are cast to it.
         """
         check_frames(x, self.config)
         posterior = DiagonalGaussianDistribution(self._cut_frames(x).run(self._encode_clips, x))
@@ -268,7 +288,8 @@ class AutoencoderKLCogVideoX(nn.Module):
     def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Unscaled latents [B, C, t, h, w] to frames [B, 3, T, H, W], about -1 to 1, not clamped.
 
-        An odd t gives 4(t-1)+1 frames, an even one 4t, at the default temporal compression.
+        An odd t gives 4(t-1)+1 frames, an even one 4t, at the default temporal compression. Latents of another dtype
+        than the decoder's are cast to it.
         """
         check_latents(z, self.config)
         frames = self._cut_latents(z).run(self._decode_clips, z)
@@ -357,24 +378,24 @@ class AutoencoderKLCogVideoX(nn.Module):
     # The exact engine where it applies. The modules themselves are the reference path, which it is checked against.
 
     def _encoding_loop(self) -> ChunkFunction:
-        limits = self._limits
+        limits = dataclasses.replace(self._limits, triton=self.use_triton)
 
         def start(x: Tensor, is_last: bool) -> ChunkFunction:
             if exact.can_run((self.encoder, self.quant_conv), x):
                 return exact.encoding_loop(self.encoder, self.quant_conv, x, is_last, limits)
             return FrameLoop(self._encode_chunk, Tails())
 
-        return LateLoop(start)
+        return _cast_chunks(LateLoop(start), self.encoder)
 
     def _decoding_loop(self) -> ChunkFunction:
-        limits = self._limits
+        limits = dataclasses.replace(self._limits, triton=self.use_triton)
 
         def start(z: Tensor, is_last: bool) -> ChunkFunction:
             if exact.can_run((self.decoder, self.post_quant_conv), z):
                 return exact.decoding_loop(self.decoder, self.post_quant_conv, z, is_last, limits)
             return FrameLoop(self._decode_chunk, Tails())
 
-        return LateLoop(start)
+        return _cast_chunks(LateLoop(start), self.decoder)
 
     def _encode_chunk(self, x: Tensor, tails: Tails) -> tuple[Tensor, Tails]:
         moments, tails = self.encoder(x, tails)
@@ -392,3 +413,14 @@ class AutoencoderKLCogVideoX(nn.Module):
             check(given)
             num_frames, given = given.shape[2] if num_frames is None else num_frames, [given]
         return split_in_chunks(check_pieces(given, check), chunk_frames, num_frames)
+
+
+def _cast_chunks(loop: ChunkFunction, network: nn.Module) -> ChunkFunction:
+    """A frame loop that takes chunks of any float dtype.
+
+    Weights of 8 bits or of integers are not what a network computes in: where there are such, chunks stay as they are.
+    """
+    dtype = next(network.parameters()).dtype
+    if not dtype.is_floating_point or dtype.itemsize < 2:
+        return loop
+    return lambda chunk, is_last: loop(chunk.to(dtype), is_last)

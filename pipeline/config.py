@@ -109,14 +109,29 @@ class VaeConfig(Section):
     """Variant of the weight files, such as fp16."""
     dtype: Literal["float16", "bfloat16", "float32"] = "bfloat16"
     """Dtype in which the model runs."""
+    decode_dtype: Literal["float16", "bfloat16", "float32"] | None = None
+    """Dtype in which the decoder runs, where it is another than the encoder's. Unset: as dtype."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where the cluster has one."""
     tiling: Literal["exact", "blend"] = "exact"
     """exact has no seams; blend equals diffusers' tiling, seams included, and needs memory for one tile only."""
+    memory_budget_bytes: PositiveInt | None = None
+    """What one forward pass may take beside weights, input and result, with tiling: exact. Unset: no bound."""
     model: str | None = None
     """How readers scale the latents: cogvideox-2b, cogvideox-5b or cogvideox-1.5-5b. Unset: by the weights' own factor."""
     storage_options: StorageOptions = Field(default_factory=dict)
     """Passed to fsspec for the weights."""
+
+    @model_validator(mode="after")
+    def _budget_has_a_keeper(self) -> VaeConfig:
+        if self.memory_budget_bytes is not None and self.tiling == "blend":
+            raise ValueError("memory_budget_bytes needs tiling: exact; with blend the tiles bound the memory")
+        return self
+
+    @property
+    def decoder_dtype(self) -> str:
+        """In which latents become frames."""
+        return self.decode_dtype or self.dtype
 
 
 class ClipConfig(Section):

@@ -11,11 +11,11 @@ from pipeline.actors import Meter
 from pipeline.cluster import ActorResources
 from pipeline.decode_config import DecodeRunConfig
 from pipeline.decode_worker import DecodeSpec, DecodeWorker
-from pipeline.engine import Engine, ModelInfo, describe_model, load_engine
+from pipeline.engine import Engine, ModelInfo, check_memory_budget, describe_model, load_engine
 from pipeline.latent_planning import LatentPlanner
 from pipeline.latents import ProbedLatents, probe_latents
 from pipeline.latents.rows import LATENT_ROWS
-from pipeline.plan_store import Generation, ShardRef, read_rejections
+from pipeline.plan_store import Generation, ShardRef, read_rejections, read_shards
 from pipeline.planning import ProbeBatches
 from pipeline.report import REPORT_PATH, write_video_report
 from pipeline.sources import SourceItem
@@ -70,6 +70,11 @@ class DecodeWork:
         )
 
     def worker(self, generations: list[Generation], resources: ActorResources) -> Callable[[Meter], DecodeWorker]:
+        """As ``Work.worker``. Raises: ConfigError: a batch of what is planned does not fit the memory budget."""
+        if self.config.vae.memory_budget_bytes is not None:
+            shapes = {shard.bucket_key for generation in generations for shard in read_shards(self.storage, generation)}
+            batches = [(self.config.decode.batch_size, *map(int, shape.split("x"))) for shape in sorted(shapes)]
+            check_memory_budget(self.config.vae, decode=batches)
         spec = DecodeSpec(
             config=self.config,
             recipe=self.recipe.fingerprint,

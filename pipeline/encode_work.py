@@ -16,7 +16,7 @@ from pipeline.dataset.publish import DatasetInfo, publish_dataset
 from pipeline.dataset.schema import build_schema
 from pipeline.dataset.writer import DATA_FOLDER, read_summary, shard_path
 from pipeline.encode_worker import EncodeSpec, EncodeWorker, probe_videos
-from pipeline.engine import Engine, ModelInfo, describe_model, load_engine
+from pipeline.engine import Engine, ModelInfo, check_memory_budget, describe_model, load_engine
 from pipeline.plan import ProbedVideo
 from pipeline.plan_rows import CLIP_ROWS
 from pipeline.plan_store import Generation, ShardRef, read_rejections
@@ -36,7 +36,7 @@ class EncodeWork:
         make_engine: what an actor calls to get its model; tests pass another.
 
     Raises:
-        ConfigError: the weights are not usable.
+        ConfigError: the weights are not usable, or a batch does not fit the memory budget.
     """
 
     config: RunConfig
@@ -49,6 +49,13 @@ class EncodeWork:
         self.storage = Storage(self.config.output.uri, self.config.output.storage_options)
         self.model = describe_model(self.config.vae)
         self.recipe = LatentRecipe.from_config(self.config, self.model.fingerprint)
+        batch, buckets = self.config.encode.batch_size, self.config.buckets
+        latents = [(1, *self.model.latent_shape(bucket)) for bucket in buckets if self.config.encode.qa_share]
+        check_memory_budget(
+            self.config.vae,
+            encode=[(batch, 3, bucket.num_frames, bucket.height, bucket.width) for bucket in buckets],
+            decode=latents,
+        )
 
     @property
     def name(self) -> str:

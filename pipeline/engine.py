@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from cogvae import AutoencoderKLCogVideoX
+from cogvae.exact import MemoryBudgetError
 from cogvae.streams import from_uint8, to_uint8
 from cogvae.weights import WeightFiles, resolve_weights
 from pipeline.config import JobConfig, VaeConfig
@@ -152,10 +153,57 @@ def load_vae(config: VaeConfig, fingerprint: str | None, device: str, threads: i
             f"vae.weights {config.weights}: fingerprint {found[:16]} on this node, the run was planned with "
             f"{fingerprint[:16]}; every node must see the same files"
         )
-    vae = AutoencoderKLCogVideoX.from_files(files, torch_dtype=getattr(torch, config.dtype), device=device)
+    encoder_dtype, decoder_dtype = _dtypes(config)
+    # Read in the wider of the two, and rounded once.
+    common = torch.promote_types(encoder_dtype, decoder_dtype)
+    vae = AutoencoderKLCogVideoX.from_files(files, torch_dtype=common, device=device)
+    return _apply(config, vae)
+
+
+def check_memory_budget(
+    config: VaeConfig, *, encode: Sequence[tuple[int, ...]] = (), decode: Sequence[tuple[int, ...]] = ()
+) -> None:
+    """Whether the budget holds what a run is going to do. Loads no weights.
+
+    Args:
+        encode: shapes of batches of frames, ``[B, 3, T, H, W]``.
+        decode: shapes of batches of latents, ``[B, C, F, h, w]``.
+
+    Raises:
+        ConfigError: it does not; with the least that does.
+    """
+    if config.memory_budget_bytes is None:
+        return
+    with torch.device("meta"):
+        vae = _apply(config, AutoencoderKLCogVideoX.from_config(find_weights(config).read_config()))
+    needs = [(vae.least_encode_bytes(shape), "encode", shape) for shape in encode]
+    needs += [(vae.least_decode_bytes(shape), "decode", shape) for shape in decode]
+    least, activity, shape = max(needs, default=(0, "", ()))
+    if config.memory_budget_bytes < least:
+        raise ConfigError(
+            f"vae.memory_budget_bytes is {config.memory_budget_bytes}, but to {activity} a batch of shape {list(shape)} takes "
+            f"{least} at the least; give that much, or lower the batch size, the size of the frames or the dtype"
+        )
+
+
+def _apply(config: VaeConfig, vae: AutoencoderKLCogVideoX) -> AutoencoderKLCogVideoX:
+    """The model as the settings want it to run."""
+    encoder_dtype, decoder_dtype = _dtypes(config)
+    halves = ((encoder_dtype, (vae.encoder, vae.quant_conv)), (decoder_dtype, (vae.decoder, vae.post_quant_conv)))
+    for dtype, parts in halves:
+        for part in parts:
+            if part is not None:
+                part.to(dtype)
     if config.tiling == "blend":
         vae.enable_tiling()
+    else:
+        vae.enable_tiling(mode="exact", memory_budget_bytes=config.memory_budget_bytes)
     return vae
+
+
+def _dtypes(config: VaeConfig) -> tuple[torch.dtype, torch.dtype]:
+    """Of the encoder and of the decoder."""
+    return getattr(torch, config.dtype), getattr(torch, config.decoder_dtype)
 
 
 def best_device() -> str:
@@ -169,6 +217,7 @@ class VaeEngine:
     def __init__(self, vae: AutoencoderKLCogVideoX, stored: StoredTensors) -> None:
         self._vae = vae.requires_grad_(False)
         self._stored = stored
+        self._encoder_dtype, self._decoder_dtype = (next(part.parameters()).dtype for part in (vae.encoder, vae.decoder))
 
     @torch.inference_mode()
     def encode(self, clips: Sequence[Frames]) -> list[EncodedClip | TerminalError]:
@@ -187,7 +236,7 @@ class VaeEngine:
         problem = TerminalError(
             "encode",
             "not_finite",
-            f"the latent has NaN or Inf, computed in {self._vae.dtype} and stored in {self._stored.dtype}; "
+            f"the latent has NaN or Inf, computed in {self._encoder_dtype} and stored in {self._stored.dtype}; "
             "use float32, or bfloat16 instead of float16",
         )
         return [clip if ok else problem for clip, ok in zip(encoded, finite.tolist(), strict=True)]
@@ -220,7 +269,7 @@ class VaeEngine:
 
     def _decoded_chunks(self, latents: Sequence[torch.Tensor]) -> Iterator[tuple[Frames, list[bool]]]:
         """Frames ``[B, t, H, W, 3]``, and of each clip whether they were finite before they became pixels."""
-        z = torch.stack(tuple(latents)).to(self._vae.device, self._vae.dtype)
+        z = torch.stack(tuple(latents)).to(self._vae.device, self._decoder_dtype)
         for sample in self._vae.decode_stream(z):
             finite = sample.isfinite().flatten(1).all(1)
             yield to_uint8(sample).permute(0, 2, 3, 4, 1).contiguous().cpu().numpy(), finite.tolist()
@@ -231,7 +280,7 @@ class VaeEngine:
         return TerminalError(
             "decode",
             "not_finite",
-            f"the decoded frames have NaN or Inf, computed in {self._vae.dtype}; use float32, or bfloat16 instead of float16",
+            f"the decoded frames have NaN or Inf, computed in {self._decoder_dtype}; use float32, or bfloat16 instead of float16",
         )
 
     def measure_psnr(self, frames: Frames, encoded: EncodedClip) -> float:
@@ -246,12 +295,12 @@ class VaeEngine:
         return float(10 * np.log10(255.0**2 / mean_square))
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        return isinstance(error, torch.OutOfMemoryError)
+        return isinstance(error, (torch.OutOfMemoryError, MemoryBudgetError))
 
     def _stored_moments(self, frames: Frames) -> torch.Tensor:
         """Posterior parameters ``[B, 2C, F, h, w]`` of frames ``[B, T, H, W, 3]``, in the stored dtype."""
         pixels = torch.from_numpy(frames).to(self._vae.device).permute(0, 4, 1, 2, 3)
-        posterior = self._vae.encode(from_uint8(pixels, self._vae.dtype), return_dict=False)[0]
+        posterior = self._vae.encode(from_uint8(pixels, self._encoder_dtype), return_dict=False)[0]
         return posterior.parameters.to(getattr(torch, self._stored.dtype))
 
     def _encoded(self, moments: torch.Tensor) -> EncodedClip:
@@ -276,4 +325,4 @@ class VaeEngine:
 
 def load_decoder(config: VaeConfig, device: str, threads: int | None) -> VaeEngine:
     """Load a model to decode with. Raises: ConfigError: as ``load_vae``."""
-    return VaeEngine(load_vae(config, None, device, threads), StoredTensors(dtype=config.dtype))
+    return VaeEngine(load_vae(config, None, device, threads), StoredTensors(dtype=config.decoder_dtype))

@@ -26,6 +26,7 @@ class Recipe:
     """Content hash of the weight files and of the model's configuration."""
     dtype: str
     tiling: str
+    """The engine. Its version, like a memory budget, changes rounding alone: a run resumes after an update."""
 
     @cached_property
     def fingerprint(self) -> str:

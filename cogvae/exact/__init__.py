@@ -8,6 +8,7 @@ Nothing is kept on the modules, and their weights are read anew at every chunk.
 
 from cogvae.exact.eligible import can_run
 from cogvae.exact.loops import decoding_loop, encoding_loop
+from cogvae.exact.memory import MemoryBudgetError, find_least_bytes
 from cogvae.exact.plan import Limits
 
-__all__ = ["Limits", "can_run", "decoding_loop", "encoding_loop"]
+__all__ = ["Limits", "MemoryBudgetError", "can_run", "decoding_loop", "encoding_loop", "find_least_bytes"]

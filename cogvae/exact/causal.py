@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cogvae.conv import CausalConv3d
 from cogvae.exact import folding
+from cogvae.exact.hazards import is_slow_volume
 from cogvae.exact.norms import Fill
 from cogvae.exact.pieces import empty
 from cogvae.exact.plan import Plan
@@ -114,6 +115,7 @@ class Kernels:
     def __init__(self, conv: nn.Conv3d, plan: Plan, like: Tensor) -> None:
         self._conv, self._plan = conv, plan
         self._by_frame = plan.by_frame(like)
+        self._bias = None if plan.leaves_bias else conv.bias
 
     def in_strips(self, kernel: Callable[[Tensor], Tensor], window_BCTHW: Tensor) -> Tensor:
         """Applies a kernel to as many rows at once as the plan allows."""
@@ -136,20 +138,22 @@ class Kernels:
         """One frame whose past are copies of itself."""
         if window_BCTHW.element_size() < 4:
             twice = window_BCTHW.expand(-1, -1, 2, -1, -1)
-            return F.conv3d(twice, self._still_in_halves, self._conv.bias, padding=(0, 0, 1))
-        return planes(window_BCTHW, self._still, self._conv.bias)
+            return F.conv3d(twice, self._still_in_halves, self._bias, padding=(0, 0, 1))
+        return planes(window_BCTHW, self._still, self._bias)
 
     def frames(self, window_BCTHW: Tensor) -> Tensor:
         """T-2 frames of T."""
         if self._by_frame and window_BCTHW.shape[2] % 2 == 0:
-            return convolve_two_frames(window_BCTHW, self._two_frames, self._conv.bias)
-        return F.conv3d(window_BCTHW, self._weight, self._conv.bias, padding=(0, 0, 1))
+            return convolve_two_frames(window_BCTHW, self._two_frames, self._bias)
+        if is_slow_volume(window_BCTHW.device.type, window_BCTHW.dtype, window_BCTHW.shape):
+            return convolve_by_taps(window_BCTHW, self._taps, self._bias)
+        return F.conv3d(window_BCTHW, self._weight, self._bias, padding=(0, 0, 1))
 
     def pairs(self, window_BCTHW: Tensor) -> Tensor:
         """2(T-1) frames of T that each stand for two."""
-        if self._by_frame:
-            return convolve_pairs(window_BCTHW, self._taps, self._conv.bias)
-        frames = [F.conv3d(window_BCTHW, kernel, self._conv.bias, padding=(0, 0, 1)) for kernel in self._pairs]
+        if self._by_frame or is_slow_volume(window_BCTHW.device.type, window_BCTHW.dtype, window_BCTHW.shape):
+            return convolve_pairs(window_BCTHW, self._taps, self._bias)
+        frames = [F.conv3d(window_BCTHW, kernel, self._bias, padding=(0, 0, 1)) for kernel in self._pairs]
         return torch.stack(frames, dim=3).flatten(2, 3)
 
     @cached_property
@@ -176,6 +180,14 @@ class Kernels:
     @cached_property
     def _pairs(self) -> tuple[Tensor, Tensor]:
         return folding.fold_pairs(self._conv.weight)
+
+
+def convolve_by_taps(window_BCTHW: Tensor, taps: tuple[Tensor, ...], bias: Tensor | None) -> Tensor:
+    """T-2 frames of T as three two-dimensional convolutions: no fewer multiplications."""
+    result = planes(window_BCTHW[:, :, :-2], taps[0], bias)
+    result += planes(window_BCTHW[:, :, 1:-1], taps[1])
+    result += planes(window_BCTHW[:, :, 2:], taps[2])
+    return result
 
 
 def convolve_two_frames(window_BCTHW: Tensor, kernels: tuple[Tensor, ...], bias: Tensor | None) -> Tensor:

@@ -8,10 +8,7 @@ Shape legend: O and I channels out and in, 3x3x3 time, height, width; weights ar
 import torch
 from torch import Tensor
 
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which sums are formed: float32 at least."""
-    return torch.promote_types(dtype, torch.float32)
+from cogvae.kernels.twins import wide
 
 
 def fold_still(weight_OI333: Tensor) -> Tensor:

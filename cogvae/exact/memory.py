@@ -3,17 +3,20 @@
 Shape legend: B batch, T frames of the chunk, H/W pixels or latent cells.
 """
 
+import functools
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from cogvae.blocks import DownBlock, ResnetBlock, ResnetStack, UpBlock
 from cogvae.decoder import Decoder
 from cogvae.encoder import Encoder
+from cogvae.exact.hazards import warn_of_hazards
 from cogvae.exact.plan import Limits, Plan
+from cogvae.kernels import choose_triton
 
 logger = logging.getLogger(__name__)
 
@@ -39,32 +42,53 @@ class Layer:
     """Of the frames of the chunk that are held beside buffer and piece, at the most."""
 
 
-def find_plan(limits: Limits, network: Encoder | Decoder, first_BCTHW: Tensor, is_last: bool) -> Plan:
-    """The fastest plan within the limits, for a clip whose first and longest chunk this is. Logged.
+class MemoryBudgetError(ValueError):
+    """A memory budget that no plan keeps to. A smaller batch may."""
 
-    Raises: ValueError that names the least budget, if no plan keeps to it.
+
+def find_plan(limits: Limits, network: Encoder | Decoder, first_BCTHW: Tensor, is_last: bool) -> Plan:
+    """The fastest plan within the limits, for a clip whose first and longest chunk this is. Logged once.
+
+    Raises: MemoryBudgetError that names the least budget, if no plan keeps to it.
     """
-    device = first_BCTHW.device.type
-    default = Plan(piece_bytes=_PIECE_BYTES.get(device, _LARGE_PIECE_BYTES), strip_rows=limits.strip_rows)
+    warn_of_hazards(first_BCTHW)
     budget = limits.memory_budget_bytes
-    if budget is None:
-        return default
-    layers = list(_layers(network, first_BCTHW))
-    least = math.inf
-    for plan in _plans(default):
-        size = estimate_bytes(layers, plan, first_BCTHW, keeps_past=not is_last)
-        if size <= budget:
-            logger.info(
-                "plan chosen network=%s chunk=%s budget_bytes=%d estimated_bytes=%d piece_bytes=%d strip_bytes=%s "
-                "strip_rows=%s single_frames=%s",
-                *(type(network).__name__, list(first_BCTHW.shape), budget, size, plan.piece_bytes),
-                *(plan.strip_bytes, plan.strip_rows, plan.single_frames),
-            )
+    sizes = []
+    for plan, size in _sized_plans(limits, network, first_BCTHW, is_last):
+        if budget is None or size <= budget:
+            _log_choice(type(network).__name__, tuple(first_BCTHW.shape), first_BCTHW.dtype, budget, size, plan)
             return plan
-        least = min(least, size)
-    raise ValueError(
+        sizes.append(size)
+    raise MemoryBudgetError(
         f"memory_budget_bytes={budget}: a chunk of shape {list(first_BCTHW.shape)} in {first_BCTHW.dtype} takes "
-        f"{int(least)} bytes at the least. Give that much, or pass fewer clips, smaller frames or a smaller dtype."
+        f"{min(sizes)} bytes at the least. Give that much, or pass fewer clips, smaller frames or a smaller dtype."
+    )
+
+
+def find_least_bytes(limits: Limits, network: Encoder | Decoder, first_BCTHW: Tensor, is_last: bool) -> int:
+    """The smallest budget that `find_plan` accepts."""
+    return min(size for _, size in _sized_plans(limits, network, first_BCTHW, is_last))
+
+
+def _sized_plans(limits: Limits, network: Encoder | Decoder, first_BCTHW: Tensor, is_last: bool) -> Iterator[tuple[Plan, int]]:
+    layers = list(_layers(network, first_BCTHW))
+    device = first_BCTHW.device
+    fastest = Plan(
+        piece_bytes=_PIECE_BYTES.get(device.type, _LARGE_PIECE_BYTES),
+        strip_rows=limits.strip_rows,
+        triton=choose_triton(limits.triton, device),
+    )
+    for plan in _plans(fastest):
+        yield plan, estimate_bytes(layers, plan, first_BCTHW, keeps_past=not is_last)
+
+
+@functools.lru_cache(maxsize=256)
+def _log_choice(network: str, chunk: tuple[int, ...], dtype: torch.dtype, budget: int | None, size: int, plan: Plan) -> None:
+    """One line for every kind of clip, not for every clip."""
+    logger.info(
+        "plan chosen network=%s chunk=%s dtype=%s budget_bytes=%s estimated_bytes=%d piece_bytes=%d strip_bytes=%s "
+        "strip_rows=%s single_frames=%s",
+        *(network, list(chunk), dtype, budget, size, plan.piece_bytes, plan.strip_bytes, plan.strip_rows, plan.single_frames),
     )
 
 

@@ -12,10 +12,11 @@ from cogvae.blocks import DownBlock, ResnetBlock, ResnetStack, SpatialNorm, UpBl
 from cogvae.conv import CausalConv3d, Downsample, Upsample
 from cogvae.decoder import Decoder
 from cogvae.encoder import Encoder
-from cogvae.exact import causal, norms, resample
+from cogvae.exact import allocator, causal, norms, resample
 from cogvae.exact.causal import Past
 from cogvae.exact.pieces import Activation, piece_sizes, regroup
 from cogvae.exact.plan import Plan
+from cogvae.kernels import find_operations
 
 
 class _Walk:
@@ -23,6 +24,7 @@ class _Walk:
 
     def __init__(self, plan: Plan, past: Past, num_groups: int, z_BCthw: Tensor | None) -> None:
         self._plan, self._past, self._num_groups, self._z = plan, past, num_groups, z_BCthw
+        self._operations = find_operations(plan.triton)
 
     def sizes(self, num_frames: int, channels: int, like: Tensor, cells: int) -> list[int]:
         """How a chunk of that many frames is cut at a level."""
@@ -33,7 +35,8 @@ class _Walk:
         frames, height, width = x_BCTHW.shape[2:]
         sizes = self.sizes(frames, conv.conv.out_channels, x_BCTHW, height * width)
         pieces = torch.split(x_BCTHW, sizes, dim=2)
-        return self._collect(causal.convolve(conv, pieces, max(sizes), norms.copy, self._past, self._plan), frames)
+        convolved = causal.convolve(conv, pieces, max(sizes), norms.copy, self._past, self._plan)
+        return self._collect(convolved, frames, bias=self._left_bias(conv))
 
     def stack(self, stack: ResnetStack, x: Activation) -> Activation:
         for resnet in stack.resnets:
@@ -42,17 +45,25 @@ class _Walk:
         return x
 
     def _resnet(self, block: ResnetBlock, x: Activation) -> Activation:
-        h = Activation(x.num_frames, self._num_groups)
+        h = Activation(x.num_frames, self._num_groups, self._operations)
+        bias = self._left_bias(block.conv1)
         for i, piece in enumerate(self._norm_act_conv(block.norm1, block.act, block.conv1, x, x.pieces)):
-            h.append(piece)
+            h.append(piece, bias)
             if block.conv_shortcut is not None:
                 # The frame itself is not read again: its projection, often smaller, takes its place.
                 x.pieces[i] = norms.project(block.conv_shortcut, x.pieces[i])
-        y = Activation(x.num_frames, self._num_groups)
+        y = Activation(x.num_frames, self._num_groups, self._operations)
+        bias = self._left_bias(block.conv2)
         residuals = x.consume()
         for piece in self._norm_act_conv(block.norm2, block.act, block.conv2, h, h.consume()):
-            y.append(_add(piece, next(residuals)))
+            y.append(piece, bias, next(residuals))
+        if self._plan.single_frames:
+            allocator.release_freed(y.pieces[-1])
         return y
+
+    def _left_bias(self, conv: CausalConv3d) -> Tensor | None:
+        """The bias, where a causal convolution leaves it to the pass that follows."""
+        return conv.conv.bias if self._plan.leaves_bias else None
 
     def _norm_act_conv(
         self, norm: nn.Module, act: nn.Module, conv: CausalConv3d, x: Activation, pieces: Iterable[Tensor]
@@ -94,16 +105,20 @@ class _Walk:
     def conv_out(self, norm: nn.Module, act: nn.Module, conv: CausalConv3d, x: Activation) -> Tensor:
         batch, _, _, height, width = x.pieces[0].shape
         result = x.pieces[0].new_empty(batch, conv.conv.out_channels, x.num_frames, height, width)
-        t = 0
+        bias, t = self._left_bias(conv), 0
         for piece in self._norm_act_conv(norm, act, conv, x, x.consume()):
-            result[:, :, t : t + piece.shape[2]] = piece
+            result[:, :, t : t + piece.shape[2]] = piece if bias is None else piece.add_(bias[:, None, None, None])
             t += piece.shape[2]
         return result
 
-    def _collect(self, pieces: Iterable[Tensor], num_frames: int, *, paired: bool = False) -> Activation:
-        x = Activation(num_frames, self._num_groups, paired=paired)
+    def _collect(
+        self, pieces: Iterable[Tensor], num_frames: int, *, paired: bool = False, bias: Tensor | None = None
+    ) -> Activation:
+        """A level's first activation, made while that of the level before is let go."""
+        x = Activation(num_frames, self._num_groups, self._operations, paired=paired)
         for piece in pieces:
-            x.append(piece)
+            x.append(piece, bias)
+        allocator.release_freed(x.pieces[-1])
         return x
 
 
@@ -115,14 +130,6 @@ def piece_sizes_of_pairs(num_frames: int, at_once: int) -> list[int]:
 
 def _repeat(piece_BCTHW: Tensor, times: int) -> Tensor:
     return piece_BCTHW.repeat_interleave(times, dim=2) if times > 1 else piece_BCTHW
-
-
-def _add(piece_BCTHW: Tensor, residual_BCTHW: Tensor) -> Tensor:
-    """Adds, in place, a residual of as many frames, or of half as many that stand for two each."""
-    if piece_BCTHW.shape[2] == residual_BCTHW.shape[2]:
-        return piece_BCTHW.add_(residual_BCTHW)
-    torch.unflatten(piece_BCTHW, 2, (-1, 2)).add_(residual_BCTHW.unsqueeze(3))
-    return piece_BCTHW
 
 
 class ExactEncoder:

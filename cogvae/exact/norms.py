@@ -6,7 +6,6 @@ Shape legend: B batch, C channels, G groups, T frames of a piece, H/W pixels or 
 import itertools
 from typing import Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -44,29 +43,19 @@ class NormAct:
             shift = by_cell * shift + _linear(norm.conv_b.conv, z)
             scale = by_cell.mul_(scale)
         self._scale_BthwC, self._shift_BthwC = scale, shift
-        self._act = act
+        self._act, self._scale_shift_act = act, x.operations.scale_shift_act
         self._num_frames, self._paired = x.num_frames, x.paired
 
     def __call__(self, piece_BCTHW: Tensor, first_frame: int, out_BCTHW: Tensor) -> None:
-        latent_frames, rows, columns = self._scale_BthwC.shape[1:4]
+        latent_frames = self._scale_BthwC.shape[1]
 
         def latent_frame(held: int) -> int:
             return find_latent_frame(held, self._num_frames, latent_frames, paired=self._paired)
 
         for t, run in itertools.groupby(range(piece_BCTHW.shape[2]), lambda i: latent_frame(first_frame + i)):
             frames = list(run)
-            part, out = (_cells(x[:, :, frames[0] : frames[-1] + 1], rows, columns) for x in (piece_BCTHW, out_BCTHW))
-            scale, shift = (x[:, t : t + 1, :, None, :, None] for x in (self._scale_BthwC, self._shift_BthwC))
-            if part.dtype == scale.dtype:
-                torch.addcmul(shift, part, scale, out=out)
-                activate(self._act, out)
-            else:
-                out.copy_(activate(self._act, part.to(scale.dtype).mul_(scale).add_(shift)))
-
-
-def activate(act: nn.Module, x: Tensor) -> Tensor:
-    """Applies an activation in place."""
-    return F.silu(x, inplace=True) if isinstance(act, nn.SiLU) else x.copy_(act(x))
+            part, out = (x[:, :, frames[0] : frames[-1] + 1] for x in (piece_BCTHW, out_BCTHW))
+            self._scale_shift_act(part, self._scale_BthwC[:, t], self._shift_BthwC[:, t], self._act, out)
 
 
 def find_latent_frame(held: int, num_frames: int, latent_frames: int, *, paired: bool) -> int:
@@ -89,9 +78,3 @@ def _linear(conv: nn.Conv3d, x_BTHWC: Tensor) -> Tensor:
 def project(conv: nn.Conv3d, x_BCTHW: Tensor) -> Tensor:
     """A 1x1x1 convolution of a piece."""
     return F.linear(x_BCTHW.permute(0, 2, 3, 4, 1), conv.weight.flatten(1), conv.bias).permute(0, 4, 1, 2, 3)
-
-
-def _cells(x_BCTHW: Tensor, rows: int, columns: int) -> Tensor:
-    """A view [B, T, h, H/h, w, W/w, C]: what a latent cell spans stands in dimensions of its own."""
-    channels_last = x_BCTHW.permute(0, 2, 3, 4, 1)
-    return torch.unflatten(torch.unflatten(channels_last, 3, (columns, -1)), 2, (rows, -1))

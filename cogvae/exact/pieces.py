@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cogvae.exact.statistics import Moments
+from cogvae.kernels import Operations
 
 
 class Activation:
@@ -17,15 +18,19 @@ class Activation:
     `paired`: every frame stands for two equal ones, except the first where the chunk's count is odd.
     """
 
-    def __init__(self, num_frames: int, num_groups: int, *, paired: bool = False) -> None:
+    def __init__(self, num_frames: int, num_groups: int, operations: Operations, *, paired: bool = False) -> None:
         self.num_frames = num_frames
         self.paired = paired
-        self.moments = Moments(num_groups)
+        self.operations = operations
+        self.moments = Moments()
         self.pieces: list[Tensor] = []
+        self._num_groups = num_groups
 
-    def append(self, piece_BCTHW: Tensor) -> None:
+    def append(self, piece_BCTHW: Tensor, bias_C: Tensor | None = None, residual_BCTHW: Tensor | None = None) -> None:
+        """Takes a piece, to which bias and residual are added in place. Half as many frames of these stand for two each."""
         alone = not self.pieces and self.num_frames % 2 == 1
-        self.moments.add(piece_BCTHW, 2 if self.paired and not alone else 1)
+        spread = self.operations.finish(piece_BCTHW, self._num_groups, bias_C, residual_BCTHW)
+        self.moments.add(spread, 2 if self.paired and not alone else 1)
         self.pieces.append(piece_BCTHW)
 
     def consume(self) -> Iterator[Tensor]:

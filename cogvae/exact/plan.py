@@ -24,6 +24,13 @@ class Plan:
     """Cells of a frame from which folding a kernel costs less than the multiplications that it saves."""
     single_frames: bool = False
     """Whether pieces of two frames are cut to one where they are above piece_bytes."""
+    triton: bool = False
+    """Whether the passes between convolutions are Triton kernels, or their plain twins."""
+
+    @property
+    def leaves_bias(self) -> bool:
+        """Whether causal convolutions leave their bias to the pass that follows: cuDNN would add it in one of its own."""
+        return self.triton
 
     def frames_at_once(self, frame_bytes: int) -> int:
         """Frames in a piece whose frames have so many bytes: even, or 1."""
@@ -53,6 +60,8 @@ class Limits:
     """For everything but weights, input and result; None: no bound."""
     strip_rows: int | None = None
     """Rows that a convolution does at once; None: as the budget allows."""
+    triton: bool | None = None
+    """Whether the passes between convolutions are Triton kernels; None: on CUDA, where Triton is installed."""
 
     def __post_init__(self) -> None:
         for name in ("memory_budget_bytes", "strip_rows"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import re
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from ray import serve
 from ray.serve.config import BackpressureConfig
 
 from pipeline.cluster import count_gpu_slots
-from pipeline.engine import Engine, ModelInfo, best_device, describe_model, load_decoder
+from pipeline.engine import Engine, ModelInfo, best_device, check_memory_budget, describe_model, load_decoder
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.service.app import build_app
 from pipeline.service.config import ServerConfig, ServiceConfig
@@ -67,7 +68,9 @@ def load_model(config: ServerConfig, resources: ReplicaResources) -> LoadedModel
     device = best_device() if resources.num_gpus else "cpu"
     info = describe_model(config.vae)
     engine = load_decoder(config.vae, device, resources.threads)
-    return LoadedModel(engine=engine, info=info, name=f"{info.fingerprint} {config.vae.dtype} {config.vae.tiling} {device}")
+    return LoadedModel(
+        engine=engine, info=info, name=f"{info.fingerprint} {config.vae.decoder_dtype} {config.vae.tiling} {device}"
+    )
 
 
 class DecoderReplica:
@@ -118,11 +121,15 @@ def prepare(config: ServerConfig, environment: Mapping[str, str]) -> TokenDigest
     """What can be found wrong before anything is started; gives what recognises the token.
 
     Raises:
-        ConfigError: the address is open to others and there is no token; the weights cannot be read.
+        ConfigError: the address is open to others and there is no token; the weights cannot be read; the largest video that
+            may be asked for does not fit the memory budget.
         DatasetError: a dataset cannot be read.
     """
     digests = read_token(config.service.token_env, environment, required=not config.service.is_loopback)
-    ServedDatasets(config.datasets, describe_model(config.vae).scaling_factor)
+    model = describe_model(config.vae)
+    ServedDatasets(config.datasets, model.scaling_factor)
+    side = math.isqrt(config.service.max_pixels) // model.spatial_ratio
+    check_memory_budget(config.vae, decode=[(1, model.latent_channels, 5, side, side)])
     return digests
 
 

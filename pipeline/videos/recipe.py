@@ -21,7 +21,7 @@ class VideoRecipe(Recipe):
         output = config.output
         return cls(
             weights=weights_fingerprint,
-            dtype=config.vae.dtype,
+            dtype=config.vae.decoder_dtype,
             tiling=config.vae.tiling,
             container=output.container,
             crf=output.crf if output.container == "mp4" else None,

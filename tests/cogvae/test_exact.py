@@ -129,6 +129,20 @@ def test_a_model_of_the_default_shape(strip_rows: int | None, fold_from_cells: i
     assert relative_error(decode(ours, plan, z), reference.decode(z).sample) < EXACT
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_model_of_the_default_shape_for_every_frame_count_in_strips_at_odd_sizes() -> None:
+    shape: dict[str, Any] = {"block_out_channels": (16, 32, 32, 64), "latent_channels": 16, "layers_per_block": 3}
+    ours, reference = make_pair(**shape, norm_num_groups=8, norm_eps=1e-6)
+    ours.enable_tiling(mode="exact", strip_rows=3)
+    for num_frames in FRAMES:
+        x = torch.randn(1, 3, num_frames, 17, 25, dtype=torch.float64)
+        expected = reference.encode(x).latent_dist.parameters
+        assert relative_error(ours.encode(x).latent_dist.parameters, expected) < EXACT, num_frames
+        z = expected[:, :16].contiguous()
+        assert relative_error(ours.decode(z).sample, reference.decode(z).sample) < EXACT, num_frames
+
+
 @torch.no_grad()
 def test_means_far_above_the_spread_do_not_cancel() -> None:
     ours, reference = make_pair(torch.float32)

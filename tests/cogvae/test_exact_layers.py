@@ -12,6 +12,7 @@ from cogvae.exact import causal, folding
 from cogvae.exact.norms import find_latent_frame
 from cogvae.exact.pieces import piece_sizes, regroup
 from cogvae.exact.statistics import Moments
+from cogvae.kernels import twins
 
 from .pairs import relative_error
 
@@ -28,6 +29,12 @@ def test_two_frames_of_four_products_are_those_of_six() -> None:
     weight, bias, window = random_conv()
     expected = F.conv3d(window, weight, bias, padding=(0, 0, 1))
     assert relative_error(causal.convolve_two_frames(window, folding.fold_two_frames(weight), bias), expected) < EXACT
+
+
+def test_a_convolution_is_the_sum_of_its_taps() -> None:
+    weight, bias, window = random_conv()
+    expected = F.conv3d(window, weight, bias, padding=(0, 0, 1))
+    assert relative_error(causal.convolve_by_taps(window, folding.taps(weight), bias), expected) < EXACT
 
 
 def test_frames_in_pairs_need_no_third_tap() -> None:
@@ -68,11 +75,11 @@ def test_folded_kernels_are_summed_before_they_are_rounded() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 2)), min_size=1, max_size=6), st.floats(-1e3, 1e3))
 def test_moments_of_pieces_are_those_of_the_whole(pieces: list[tuple[int, int]], offset: float) -> None:
-    moments = Moments(num_groups=2)
+    moments = Moments()
     parts = []
     for i, (frames, times) in enumerate(pieces):
         part = torch.randn(2, 6, frames, 3, 4, dtype=torch.float64) + offset * i
-        moments.add(part, times)
+        moments.add(twins.finish(part, 2, None, None), times)
         parts += [part] * times
     whole = torch.cat(parts, dim=2).view(2, 2, -1)
     mean, variance = moments.mean_and_variance()
@@ -81,9 +88,9 @@ def test_moments_of_pieces_are_those_of_the_whole(pieces: list[tuple[int, int]],
 
 
 def test_moments_merge_the_spread_between_pieces_too() -> None:
-    moments = Moments(num_groups=1)
+    moments = Moments()
     for mean in (0.0, 2.0):
-        moments.add(torch.tensor([mean - 1, mean + 1]).view(1, 1, 1, 1, 2))
+        moments.add(twins.finish(torch.tensor([mean - 1, mean + 1]).view(1, 1, 1, 1, 2), 1, None, None))
     assert [float(x) for x in moments.mean_and_variance()] == [1.0, 2.0]
 
 

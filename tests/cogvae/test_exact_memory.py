@@ -7,7 +7,7 @@ import torch
 
 from cogvae import AutoencoderKLCogVideoX
 from cogvae.chunks import FrameLoop, run_in_chunks
-from cogvae.exact import Limits, memory
+from cogvae.exact import Limits, MemoryBudgetError, memory
 from cogvae.exact.causal import Past
 from cogvae.exact.memory import estimate_bytes, find_plan
 from cogvae.exact.network import ExactDecoder, ExactEncoder
@@ -117,7 +117,29 @@ def test_an_impossible_budget_is_refused_with_the_least_that_is_possible(vae: Au
     vae.decode(z)
 
 
-def test_without_a_budget_nothing_is_estimated(vae: AutoencoderKLCogVideoX) -> None:
-    plan = find_plan(Limits(strip_rows=5), vae.decoder, torch.empty(1, 4, 3, 8, 8), True)
-    assert plan.strip_rows == 5
-    assert plan.strip_bytes is None
+@pytest.mark.parametrize("num_frames", [1, 9, 17])
+@torch.no_grad()
+def test_the_least_budget_is_told_without_running(vae: AutoencoderKLCogVideoX, num_frames: int) -> None:
+    x, z = torch.randn(2, 3, num_frames, 32, 40), torch.randn(2, 4, (num_frames + 3) // 4, 4, 5)
+    for least, run in (
+        (vae.least_encode_bytes(x.shape), lambda: vae.encode(x)),
+        (vae.least_decode_bytes(z.shape), lambda: vae.decode(z)),
+    ):
+        vae.enable_tiling(mode="exact", memory_budget_bytes=least)
+        run()
+        vae.enable_tiling(mode="exact", memory_budget_bytes=least - 1)
+        with pytest.raises(MemoryBudgetError, match=f"takes {least} bytes at the least"):
+            run()
+    vae.disable_tiling()
+
+
+def test_without_a_budget_the_fastest_plan_is_taken_and_logged_once(
+    vae: AutoencoderKLCogVideoX, caplog: pytest.LogCaptureFixture
+) -> None:
+    z = torch.empty(1, 4, 3, 8, 7)
+    with caplog.at_level(logging.INFO, "cogvae"):
+        plans = [find_plan(Limits(strip_rows=5), vae.decoder, z, True) for _ in range(3)]
+        find_plan(Limits(strip_rows=6), vae.decoder, z, True)
+    assert plans[0] == plans[2] == Plan(piece_bytes=memory._PIECE_BYTES["cpu"], strip_rows=5)
+    assert ["strip_rows=5" in record.getMessage() for record in caplog.records] == [True, False]
+    assert "network=Decoder chunk=[1, 4, 3, 8, 7] dtype=torch.float32 budget_bytes=None" in caplog.text

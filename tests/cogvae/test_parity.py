@@ -189,13 +189,14 @@ def test_the_published_shape_gives_diffusers_numbers(dtype: torch.dtype, bound: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_the_published_shape_in_bf16_is_as_close_to_the_truth_as_diffusers() -> None:
-    ours, reference = make_pair(torch.bfloat16, **PUBLISHED)
+def test_the_published_shape_in_16_bits_is_as_close_to_the_truth_as_diffusers(dtype: torch.dtype) -> None:
+    ours, reference = make_pair(dtype, **PUBLISHED)
     truth = AutoencoderKLCogVideoX.from_config(reference.config).double()
     truth.load_state_dict(reference.state_dict())
-    x = torch.randn(1, 3, 9, 32, 32).bfloat16()
-    z = torch.randn(1, 16, 3, 4, 4).bfloat16()
+    x = torch.randn(1, 3, 9, 32, 32).to(dtype)
+    z = torch.randn(1, 16, 3, 4, 4).to(dtype)
     encoded, decoded = moments(truth, x.double()), truth.decode(z.double()).sample
     assert relative_error(moments(ours, x), encoded) <= 1.05 * relative_error(moments(reference, x), encoded)
     assert relative_error(ours.decode(z).sample, decoded) <= 1.05 * relative_error(reference.decode(z).sample, decoded)

@@ -70,6 +70,14 @@ def test_stored_dtype_is_that_of_the_model_unless_set() -> None:
     assert make_config(output={"uri": "o", "dtype": "float16"}).stored.dtype == "float16"
 
 
+def test_a_memory_budget_goes_with_exact_tiling_alone() -> None:
+    make_config(vae={"weights": "w", "memory_budget_bytes": 1 << 30})
+    with pytest.raises(ValidationError, match="memory_budget_bytes needs tiling: exact"):
+        make_config(vae={"weights": "w", "memory_budget_bytes": 1 << 30, "tiling": "blend"})
+    with pytest.raises(ValidationError, match="greater than 0"):
+        make_config(vae={"weights": "w", "memory_budget_bytes": 0})
+
+
 def test_misspelt_setting_is_refused() -> None:
     with pytest.raises(ValidationError, match="batchsize"):
         make_config(encode={"batchsize": 2})

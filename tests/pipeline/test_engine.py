@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from cogvae import AutoencoderKLCogVideoX
-from pipeline.engine import Engine, VaeEngine
-from pipeline.errors import TerminalError
+from pipeline.config import VaeConfig
+from pipeline.engine import Engine, VaeEngine, check_memory_budget, load_decoder, load_vae
+from pipeline.errors import ConfigError, TerminalError
 from pipeline.types import EncodedClip, StoredTensors, TensorBytes
 from tests.pipeline.fakes import FakeEngine
 
@@ -134,3 +137,92 @@ def test_clips_of_the_fake_are_told_apart_by_their_brightness() -> None:
     dark, bright = engine.decode([torch.full((16, 3, 2, 2), 7.0), torch.full((16, 3, 2, 2), 200.4).bfloat16()])
     assert (set(np.unique(dark)), set(np.unique(bright))) == ({7}, {200})  # type: ignore[call-overload]
     assert engine.decoded == [[7, 200]]
+
+
+def test_a_latent_that_is_not_finite_is_an_error_of_its_own_clip_and_never_stored() -> None:
+    engine = make_engine(torch.float16)
+    generator = np.random.default_rng(0)
+    clips = [generator.integers(0, 256, (9, 16, 24, 3), dtype=np.uint8) for _ in range(2)]
+    assert not any(isinstance(clip, TerminalError) for clip in engine.encode(clips))
+    pixels = engine._vae.encoder.conv_in.conv.weight.data
+    pixels[:] = 0
+    pixels[:, :, -1, 1, 1] = 4e4  # times a white pixel's three channels: beyond float16
+    clip, error = engine.encode([np.full_like(clips[0], 128), np.full_like(clips[0], 255)])
+    assert isinstance(clip, EncodedClip)
+    assert isinstance(error, TerminalError)
+    assert (error.stage, error.reason) == ("encode", "not_finite")
+    assert "computed in torch.float16 and stored in float32" in error.detail
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("vae")
+    make_engine()._vae.save_pretrained(folder)
+    return str(folder)
+
+
+def test_encoder_and_decoder_are_loaded_in_dtypes_of_their_own(weights: str) -> None:
+    whole = load_vae(VaeConfig(weights=weights, dtype="float32"), None, "cpu", None)
+    split = load_vae(VaeConfig(weights=weights, dtype="bfloat16", decode_dtype="float32"), None, "cpu", None)
+    assert {p.dtype for p in split.encoder.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in split.decoder.parameters()} == {torch.float32}
+    for ours, read in zip(split.decoder.parameters(), whole.decoder.parameters(), strict=True):
+        assert torch.equal(ours, read)  # not by way of bfloat16
+
+
+def test_the_decoder_s_dtype_is_what_latents_are_decoded_in(weights: str) -> None:
+    split = load_decoder(VaeConfig(weights=weights, dtype="bfloat16", decode_dtype="float32"), "cpu", None)
+    latents = make_latents()
+    for clip, own in zip(split.decode(latents), make_engine().decode(latents), strict=True):
+        np.testing.assert_array_equal(clip, own)  # type: ignore[arg-type]
+
+
+def test_a_budget_bounds_every_forward_pass_and_the_plan_is_logged(weights: str, caplog: pytest.LogCaptureFixture) -> None:
+    budget = 10_000_003
+    engine = load_decoder(VaeConfig(weights=weights, dtype="float32", memory_budget_bytes=budget), "cpu", None)
+    latents = make_latents()
+    with caplog.at_level(logging.INFO, "cogvae"):
+        clips = engine.decode(latents)
+        list(engine.decode_chunks(latents))
+        engine.encode([clip for clip in clips if isinstance(clip, np.ndarray)])
+    assert [f"network={name}" in line for name, line in zip(("Decoder", "Encoder"), caplog.messages, strict=True)] == [True, True]
+    assert all(f"budget_bytes={budget}" in line for line in caplog.messages)
+
+
+def test_a_batch_that_does_not_fit_the_budget_is_out_of_memory(weights: str) -> None:
+    engine = load_decoder(VaeConfig(weights=weights, dtype="float32", memory_budget_bytes=1000), "cpu", None)
+    with pytest.raises(ValueError, match="memory_budget_bytes=1000") as caught:
+        engine.decode(make_latents())
+    assert engine.is_out_of_memory(caught.value)
+
+
+SHAPES: list[tuple[str, tuple[int, ...]]] = [("encode", (2, 3, 9, 64, 64)), ("decode", (2, 4, 5, 8, 8))]
+
+
+@pytest.mark.parametrize(("activity", "shape"), SHAPES)
+def test_a_budget_below_the_floor_is_refused_before_weights_are_read(
+    weights: str, activity: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cogvae.weights.load_weights", None)
+    smaller = (1, *shape[1:])
+    shapes: dict[str, Any] = {activity: [smaller, shape]}
+
+    def check(budget: int | None) -> None:
+        check_memory_budget(VaeConfig(weights=weights, dtype="float32", memory_budget_bytes=budget), **shapes)
+
+    with pytest.raises(ConfigError, match=rf"vae.memory_budget_bytes is 1000, but to {activity} a batch of shape \[2,") as caught:
+        check(1000)
+    floor = int(str(caught.value).split("takes ")[1].split()[0])
+    check(floor)
+    check(None)
+    with pytest.raises(ConfigError, match=f"takes {floor} at the least"):
+        check(floor - 1)
+
+
+def test_blend_tiling_is_what_diffusers_tiles_and_exact_is_not(weights: str) -> None:
+    def tiles(**settings: Any) -> bool:
+        return load_vae(VaeConfig(weights=weights, dtype="float32", **settings), None, "cpu", None).use_tiling
+
+    assert not tiles()
+    assert not tiles(tiling="exact", memory_budget_bytes=1 << 30)
+    assert tiles(tiling="blend")

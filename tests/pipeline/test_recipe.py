@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.decode_config import DecodeRunConfig
 from pipeline.recipe import LatentRecipe, digest
+from pipeline.videos.recipe import VideoRecipe
 from tests.pipeline.test_config import make_config
 
 
@@ -30,6 +32,14 @@ def test_what_changes_a_tensor_changes_the_fingerprint(sections: dict[str, Any])
     assert fingerprint(**sections) != fingerprint()
 
 
+def test_a_video_is_decided_by_the_decoder_s_dtype() -> None:
+    def video(**vae: str) -> str:
+        config = DecodeRunConfig(input={"uri": "i"}, output={"uri": "o"}, vae={"weights": "w", **vae})  # type: ignore[arg-type]
+        return VideoRecipe.from_config(config, "weights").fingerprint
+
+    assert video(dtype="bfloat16", decode_dtype="float32") == video(dtype="float32") != video(dtype="bfloat16")
+
+
 def test_other_weights_change_the_fingerprint() -> None:
     assert fingerprint("others") != fingerprint()
 
@@ -41,6 +51,7 @@ def test_other_weights_change_the_fingerprint() -> None:
         {"output": {"uri": "elsewhere", "compression": "zstd", "shard_bytes": 1, "row_group_bytes": 1}},
         {"output": {"uri": "out", "dtype": "bfloat16"}},
         {"vae": {"weights": "copy", "device": "cpu", "model": "cogvideox-5b", "revision": "main"}},
+        {"vae": {"weights": "w", "decode_dtype": "float32", "memory_budget_bytes": 1 << 30}},
         {"clip": {"buckets": ["9x16x16@8"], "windows": "all"}},
         {"decode": {"timeout_s": 1}},
         {"encode": {"batch_size": 4, "deterministic": True, "qa_share": 1}},
