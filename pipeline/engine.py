@@ -19,6 +19,8 @@ from pipeline.config import JobConfig, VaeConfig
 from pipeline.errors import ConfigError, TerminalError
 from pipeline.types import Bucket, EncodedClip, Frames, StoredTensors, TensorBytes
 
+_LEAST_BUDGET_BYTES = 64 << 20
+
 
 class Engine(Protocol):
     """What an actor needs of a model. Tests put a small fake in its place."""
@@ -52,6 +54,10 @@ class Engine(Protocol):
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether a smaller batch may succeed where this error was raised."""
+        ...
+
+    def tighten(self) -> str | None:
+        """Take less memory from now on, at some cost in time. Returns how, or None: there is nothing left to try."""
         ...
 
 
@@ -158,6 +164,13 @@ def load_vae(config: VaeConfig, fingerprint: str | None, device: str, threads: i
     return vae
 
 
+def _memory_bytes(device: torch.device) -> int:
+    """All that the device has."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def best_device() -> str:
     """``cuda`` where this machine has it."""
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -169,6 +182,8 @@ class VaeEngine:
     def __init__(self, vae: AutoencoderKLCogVideoX, stored: StoredTensors) -> None:
         self._vae = vae.requires_grad_(False)
         self._stored = stored
+        self._budget_bytes: int | None = None
+        """Set by ``tighten``."""
 
     @torch.inference_mode()
     def encode(self, clips: Sequence[Frames]) -> list[EncodedClip | TerminalError]:
@@ -246,7 +261,19 @@ class VaeEngine:
         return float(10 * np.log10(255.0**2 / mean_square))
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        return isinstance(error, torch.OutOfMemoryError)
+        """As ``Engine.is_out_of_memory``; a budget that a clip does not fit is a lack of memory too."""
+        return isinstance(error, torch.OutOfMemoryError) or (
+            isinstance(error, ValueError) and str(error).startswith("memory_budget_bytes=")
+        )
+
+    def tighten(self) -> str | None:
+        """As ``Engine.tighten``: halve the exact engine's budget. Blend has none: it takes one tile's memory."""
+        budget = (self._budget_bytes or _memory_bytes(self._vae.device)) // 2
+        if self._vae.use_tiling or budget < _LEAST_BUDGET_BYTES:
+            return None
+        self._vae.enable_tiling(mode="exact", memory_budget_bytes=budget)
+        self._budget_bytes = budget
+        return f"memory_budget_bytes={budget}"
 
     def _stored_moments(self, frames: Frames) -> torch.Tensor:
         """Posterior parameters ``[B, 2C, F, h, w]`` of frames ``[B, T, H, W, 3]``, in the stored dtype."""

@@ -17,6 +17,7 @@ from pipeline.config import RunConfig
 from pipeline.dataset import LatentDataset
 from pipeline.engine import load_engine
 from pipeline.errors import ConfigError, DatasetError, RunRefusedError
+from pipeline.schedule import Limits
 from pipeline.types import Frames
 from tests.jobs.conftest import CLIPS, GOOD_CLIPS, read_quarantine, read_rows, run_encode
 from tests.jobs.sabotage import SabotagedEngine, load_sabotaged
@@ -70,7 +71,7 @@ def test_an_actor_killed_in_the_middle_of_a_shard_leaves_the_same_rows(make_conf
 
 
 def test_an_actor_that_hangs_is_replaced(make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.pool.ANSWER_DEADLINE_S", 5.0)
+    monkeypatch.setattr("pipeline.driver.Limits", functools.partial(Limits, answer_s=5.0))
     config = make_config(cluster={"actors": 1})
     assert run_encode(config, functools.partial(load_sabotaged, tmp_path / "hung", "hang", 2)) == ExitCode.COMPLETE
     assert (tmp_path / "hung").exists()
