@@ -225,8 +225,8 @@ class VaeActor:
     @ray.method(concurrency_group="control")
     def retire(self) -> Progress:
         """The last words, before this process is killed."""
-        self._box.close()
         self._meter.note = lambda at_work: None
+        self._box.close()
         return self._meter.progress
 
     @ray.method(concurrency_group="work")

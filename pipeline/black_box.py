@@ -46,7 +46,8 @@ class BlackBox:
 
     def note(self, at_work: AtWork) -> None:
         """Say what is in hand from now on. The kernel has it, whatever happens to the process."""
-        os.pwrite(self._notes, json.dumps([at_work.attempt_id, *at_work.clips]).encode() + b"\n", 0)
+        with contextlib.suppress(OSError):  # a full disk costs the blame, not the work
+            os.pwrite(self._notes, json.dumps([at_work.attempt_id, *at_work.clips]).encode() + b"\n", 0)
 
     def close(self) -> None:
         faulthandler.disable()

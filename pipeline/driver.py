@@ -247,9 +247,6 @@ def drive(
     while True:
         events: list[Event] = pool.poll(_POLL_S)
         now = time.monotonic()
-        if now >= next_count:
-            events.append(CapacityChanged(actors=count_places()))
-            next_count = now + _COUNT_EVERY_S
         if now >= next_tick:
             events.append(Tick())
             next_tick = now + _POLL_S
@@ -257,6 +254,9 @@ def drive(
                 logger.info("stopping: no new shards")
                 is_stopping = True
                 events.append(StopAsked())
+        if now >= next_count:
+            events.append(CapacityChanged(actors=count_places()))
+            next_count = now + _COUNT_EVERY_S
         for event in events:
             for command in schedule.handle(event):
                 match command:

@@ -151,11 +151,15 @@ def test_a_smaller_batch_resumes(make_config: Any) -> None:
     assert run_encode(make_config(encode={"batch_size": 1})) == ExitCode.COMPLETE
 
 
-def test_too_many_quarantined_clips_give_exit_code_3(make_config: Any, clips: Path) -> None:
+def test_too_many_quarantined_clips_give_exit_code_3_and_say_why(
+    make_config: Any, clips: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (clips / "empty.mp4").touch()
     config = make_config(run={"max_quarantined": 0})
     assert run_encode(config) == ExitCode.OVER_MAX_QUARANTINED
     assert outcome(config)["exit_code"] == 3
+    assert outcome(config)["written"] == 0  # it stopped early
+    assert "too many quarantined: 1 of 5 planned, run.max_quarantined is 0.0; reasons: empty_file 1" in caplog.text
 
 
 def test_a_run_that_is_not_finished_has_no_manifest_and_is_not_read(make_config: Any) -> None:

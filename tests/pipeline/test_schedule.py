@@ -327,7 +327,8 @@ def test_a_straggler_runs_twice_and_the_first_commit_wins() -> None:
     assert len(cluster.actors[slow].leases) == 1  # still at it, and nobody waits
 
 
-def test_a_loser_s_result_is_dropped_whatever_it_is() -> None:
+@pytest.mark.parametrize("result", ["commit", "unexpected", "exhausted", "transient"])
+def test_a_loser_s_result_is_dropped_whatever_it_is(result: str) -> None:
     cluster = make_cluster(3, actors=3)
     slow, fast, third = cluster.actors
     while len(cluster.settled) < 1:
@@ -336,10 +337,26 @@ def test_a_loser_s_result_is_dropped_whatever_it_is() -> None:
     while len(cluster.settled) < 2:
         cluster.work(fast)
     assert cluster.end is None  # the third still has its own
-    cluster.fail(slow, "unexpected")
+    if result == "commit":
+        while cluster.actors[slow].leases:
+            cluster.work(slow)
+    else:
+        cluster.fail(slow, result)
     while cluster.end is None:
         cluster.work(third)
     assert len(cluster.settled) == 3
+
+
+def test_a_shard_whose_twin_is_still_at_it_is_not_queued_again() -> None:
+    cluster = make_cluster(2, actors=2)
+    slow, fast = cluster.actors
+    while len(cluster.settled) < 1:
+        cluster.work(fast)
+    cluster.wait(60)
+    cluster.fail(slow, "unexpected")
+    assert [lease.shard.index for lease in cluster.leases()] == [0]
+    cluster.fail(fast, "unexpected")
+    assert [lease.attempt for lease in cluster.leases()] == [3]
 
 
 def test_where_storage_does_not_decide_who_is_first_there_are_no_twins() -> None:
@@ -397,17 +414,17 @@ class ScheduleMachine(RuleBasedStateMachine):
         actors=st.integers(1, 4),
         batch_size=st.integers(1, 3),
         max_attempts=st.integers(1, 4),
-        has_twins=st.booleans(),
+        twin_s=st.sampled_from([None, 0.0, 30.0]),
         culprits=st.dictionaries(
             st.tuples(st.integers(0, 7), st.integers(0, CLIPS_PER_SHARD - 1)), st.sampled_from(["crashed", "hung"]), max_size=3
         ),
     )
-    def begin(self, shards: int, actors: int, batch_size: int, max_attempts: int, has_twins: bool, culprits: Any) -> None:
+    def begin(self, shards: int, actors: int, batch_size: int, max_attempts: int, twin_s: float | None, culprits: Any) -> None:
         self.cluster = SimCluster(
             shards,
             culprits={clip(*place): fault for place, fault in culprits.items()},
             batch_size=batch_size,
-            limits=Limits(max_attempts=max_attempts, has_twins=has_twins),
+            limits=Limits(max_attempts=max_attempts, has_twins=twin_s is not None, twin_s=twin_s or 0.0),
         )
         self.cluster.tell(CapacityChanged(actors=actors))
         self.num_kills = 0
