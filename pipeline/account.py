@@ -66,15 +66,17 @@ class Account:
         allowed = max_quarantined * self.planned if 0 < max_quarantined < 1 else max_quarantined
         return self.quarantined > allowed
 
+    def commonest_reasons(self) -> str:
+        """What is left out and how often, most first."""
+        return ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common()) or "none"
+
     def summary(self) -> str:
         """One line for a person."""
         line = (
             f"planned {self.planned} = written {self.written} + quarantined {self.quarantined} "
             f"+ filtered {self.filtered} + pending {self.pending}"
         )
-        if self.reasons:
-            line += "; " + ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common())
-        return line
+        return f"{line}; {self.commonest_reasons()}" if self.reasons else line
 
     def as_dict(self) -> dict[str, object]:
         return {

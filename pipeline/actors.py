@@ -10,9 +10,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import ray
@@ -26,8 +27,10 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from pipeline.errors import TransientError
-from pipeline.schedule import Lease
+from pipeline.black_box import BlackBox, BoxContents, read_box
+from pipeline.errors import RevokedError, TransientError
+from pipeline.messages import AtWork, Lease
+from pipeline.schedule import LEASES_PER_ACTOR
 from pipeline.sources import SourceItem
 from pipeline.types import ShardSummary
 
@@ -72,27 +75,56 @@ class Progress:
     """Time the model was at work."""
     waited_s: float = 0.0
     """Time the model stood idle although a shard was there: its input was not here yet, or its output not taken."""
-    attempt_at_work: str | None = None
+    step: int = 0
+    """Changes with whatever begins or ends."""
+    is_at_work: bool = False
+    """The model runs, or something else that must not take long."""
 
 
 @dataclass(slots=True)
 class Meter:
-    """Keeps an actor's ``Progress``; read by one thread while another works."""
+    """Keeps an actor's ``Progress``, read by one thread while another works, and notes what is in hand."""
 
     progress: Progress = field(default_factory=Progress)
+    note: Callable[[AtWork], None] = lambda at_work: None
+    """Where what is in hand is written down, before it is begun."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _in_hand: AtWork = field(default_factory=lambda: AtWork(attempt_id="", clips=()))
 
     def add(self, clips: int, frames: int) -> None:
         with self._lock:
             self.progress.clips += clips
             self.progress.frames += frames
+            self.progress.step += 1
+
+    @contextlib.contextmanager
+    def on_shard(self, attempt_id: str) -> Iterator[None]:
+        """Clips in hand are of this attempt from now on."""
+        self._hold(AtWork(attempt_id=attempt_id, clips=()))
+        try:
+            yield
+        finally:
+            self._hold(AtWork(attempt_id="", clips=()))
+
+    @contextlib.contextmanager
+    def at_work(self, clips: Sequence[str]) -> Iterator[None]:
+        """These clips are in hand, and nothing else; afterwards what was before."""
+        before = self._in_hand
+        self._hold(replace(before, clips=tuple(clips)))
+        try:
+            yield
+        finally:
+            self._hold(before)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Book the time inside as waited."""
+        """Book the time inside as waited; a wait may be long."""
+        before = self._in_hand
+        self._hold(replace(before, clips=()))
         mark = time.monotonic()
         yield
         self.progress.waited_s += time.monotonic() - mark
+        self._hold(before)
 
     def timed(self, inputs: Iterable[T]) -> Iterator[T]:
         """Pass a shard's inputs on and book the time that was waited for each."""
@@ -102,12 +134,23 @@ class Meter:
             yield item
             mark = time.monotonic()
 
+    def _hold(self, at_work: AtWork) -> None:
+        self.note(at_work)
+        self._in_hand = at_work
+        with self._lock:
+            self.progress.step += 1
+            self.progress.is_at_work = bool(at_work.clips)
+
 
 class ShardJob(Protocol):
     """One attempt at one shard, its input ordered."""
 
     def run(self) -> None:
-        """The part that needs the model."""
+        """The part that needs the model.
+
+        Raises:
+            ExhaustedError: the model needs more memory than there is, and nothing smaller is left to try.
+        """
         ...
 
     def commit(self) -> ShardSummary:
@@ -131,7 +174,16 @@ class ActorSpec:
     log_level: str
 
 
-@ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups={"work": 2, "control": 1})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Birth:
+    """Where an actor lives, and what it will leave behind."""
+
+    pid: int
+    node_id: str
+    box: Path
+
+
+@ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups={"work": LEASES_PER_ACTOR, "control": 1})
 class VaeActor:
     """Holds one model. Works on one shard at a time, while the next one's input is fetched.
 
@@ -141,27 +193,82 @@ class VaeActor:
 
     def __init__(self, spec: ActorSpec) -> None:
         logging.basicConfig(level=spec.log_level.upper(), format="%(levelname)s %(name)s %(message)s")
-        self._meter = Meter()
-        self._worker = spec.make_worker(self._meter)
-        self._model = threading.Lock()
+        self._box = BlackBox.create()
+        self._meter = Meter(note=self._box.note)
+        self._turn = threading.Condition()
+        self._is_taken = False
+        self._unwanted: dict[str, bool] = {}
+        """The attempts that are here, and whether they were revoked."""
+        try:
+            self._worker = spec.make_worker(self._meter)
+        except BaseException:
+            self._box.close()
+            raise
 
     @ray.method(concurrency_group="control")
-    def ready(self) -> int:
-        """Answers once the model is loaded. Returns the process id."""
-        return os.getpid()
+    def ready(self) -> Birth:
+        """Answers once the model is loaded."""
+        return Birth(pid=os.getpid(), node_id=ray.get_runtime_context().get_node_id(), box=self._box.path)
 
     @ray.method(concurrency_group="control")
     def progress(self) -> Progress:
         return self._meter.progress
 
+    @ray.method(concurrency_group="control")
+    def revoke(self, attempt_id: str) -> None:
+        """Do not begin this attempt, if it still waits for the model."""
+        with self._turn:
+            if attempt_id in self._unwanted:
+                self._unwanted[attempt_id] = True
+                self._turn.notify_all()
+
+    @ray.method(concurrency_group="control")
+    def retire(self) -> Progress:
+        """The last words, before this process is killed."""
+        self._meter.note = lambda at_work: None
+        self._box.close()
+        return self._meter.progress
+
     @ray.method(concurrency_group="work")
     def run_shard(self, lease: Lease) -> ShardSummary:
-        """Work on one shard and commit it. Returns the account of the attempt that was committed."""
-        with self._worker.open(lease) as job:
-            with self._model:
+        """Work on one shard and commit it. Returns the account of the attempt that was committed.
+
+        Raises:
+            RevokedError: the attempt was revoked before it had the model.
+        """
+        with self._here(lease), self._worker.open(lease) as job:
+            with self._model(lease):
                 progress = self._meter.progress
-                progress.attempt_at_work = lease.attempt_id
                 start, waited_before = time.monotonic(), progress.waited_s
                 job.run()
                 progress.busy_s += time.monotonic() - start - (progress.waited_s - waited_before)
             return job.commit()
+
+    @contextlib.contextmanager
+    def _here(self, lease: Lease) -> Iterator[None]:
+        self._unwanted[lease.attempt_id] = False
+        try:
+            yield
+        finally:
+            del self._unwanted[lease.attempt_id]
+
+    @contextlib.contextmanager
+    def _model(self, lease: Lease) -> Iterator[None]:
+        with self._turn:
+            self._turn.wait_for(lambda: not self._is_taken or self._unwanted[lease.attempt_id])
+            if self._unwanted[lease.attempt_id]:
+                raise RevokedError(f"attempt {lease.attempt_id} at shard {lease.shard.shard_id} is not wanted any more")
+            self._is_taken = True
+        try:
+            with self._meter.on_shard(lease.attempt_id):
+                yield
+        finally:
+            with self._turn:
+                self._is_taken = False
+                self._turn.notify_all()
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def open_black_box(path: Path) -> BoxContents:
+    """Runs on the node of an actor that died."""
+    return read_box(path)

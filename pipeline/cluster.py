@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 _SAME_SIGNAL_S = 0.5
 """A signal to a group of processes may come twice, directly and from a parent that passes it on: that is one wish."""
+_JOB_STOP_WAIT_S = 3.0
+"""Ray's default between SIGTERM and SIGKILL of a job."""
+_SUMMARY_S = 2.0
+"""What ending the actors and writing the summary may take."""
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[1])
 
 
@@ -176,6 +180,14 @@ def _local_paths(config: JobConfig) -> Iterator[str]:
             yield os.path.abspath(folder)
 
 
+def stop_grace_s(config: JobConfig) -> float:
+    """How long shards may go on once the run is to stop. ``ray job stop`` ends the process itself after a while."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        return config.run.stop_grace_s
+    until_sigkill_s = float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", _JOB_STOP_WAIT_S))
+    return max(0.0, min(config.run.stop_grace_s, until_sigkill_s - _SUMMARY_S))
+
+
 def plan_actors(config: JobConfig) -> ActorResources:
     """Share the cluster's GPUs, or its cores, among the actors.
 
@@ -202,6 +214,18 @@ def plan_actors(config: JobConfig) -> ActorResources:
     )
 
 
+def count_actors(config: JobConfig, device: str) -> int:
+    """How many actors fit the cluster now: more when nodes have come, none when all GPUs have gone.
+
+    Args:
+        device: of the actors that the run was planned with.
+    """
+    if device == "cpu":
+        return config.cluster.actors or 1
+    slots = _gpu_slots(config.cluster.gpus_per_actor)
+    return min(config.cluster.actors or slots, slots)
+
+
 def count_gpu_slots(device: str, share: float) -> int | None:
     """How many models fit the cluster's GPUs, each on a share of one; None: they work on CPU.
 
@@ -211,12 +235,15 @@ def count_gpu_slots(device: str, share: float) -> int | None:
     gpus = ray.cluster_resources().get("GPU", 0.0)
     if not (device == "cuda" or (device == "auto" and gpus > 0)):
         return None
-    # What is left over of two GPUs does not make a third.
-    per_gpu = int(1 / share + 1e-9)
-    slots = sum(int(node["Resources"].get("GPU", 0)) * per_gpu for node in ray.nodes() if node["Alive"])
+    slots = _gpu_slots(share)
     if slots < 1:
         raise ConfigError(f"vae.device is cuda, but the cluster's nodes offer {gpus:g} GPUs; set vae.device: cpu")
     return slots
+
+
+def _gpu_slots(share: float) -> int:
+    per_gpu = int(1 / share + 1e-9)  # what is left over of two GPUs does not make a third
+    return sum(int(node["Resources"].get("GPU", 0)) * per_gpu for node in ray.nodes() if node["Alive"])
 
 
 def _frame_budget(config: JobConfig, actors: int) -> int:

@@ -173,6 +173,9 @@ class WorkConfig(Section):
     """Clips per forward pass. The first thing to lower when the GPU runs out of memory."""
     max_attempts: PositiveInt = 3
     """Times that one shard is tried before the run gives it up."""
+    batch_timeout_s: PositiveFloat = 900
+    """Longest that the model may take for one batch: an actor that takes longer is killed and replaced. One that only
+    waits, for its input or for storage, has four times as long."""
     deterministic: bool = False
     """Ask for bit-equal results on a GPU, at some cost in speed. A CPU is always deterministic."""
 
@@ -206,6 +209,9 @@ class RunControlConfig(Section):
     """Run although status.json says that another run is alive. Also written --takeover."""
     max_quarantined: float | None = Field(default=None, ge=0)
     """Exit code 3 above so many quarantined clips; below 1, a share of the plan. Unset: no limit."""
+    stop_grace_s: float = Field(default=20.0, ge=0)
+    """After SIGINT, SIGTERM or ray job stop: how long the shards under way may take to finish; the rest is dropped. Inside
+    a Ray job it is cut to what RAY_JOB_STOP_WAIT_TIME_S (3 unless set) leaves."""
     progress: Literal["auto", "bar", "log"] = "auto"
     """auto: a bar on a terminal, log lines elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

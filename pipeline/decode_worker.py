@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -16,15 +16,15 @@ from ray import ObjectRef
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from pipeline.actors import LOST_TASK, Meter, as_own_error
-from pipeline.batching import BatchRunner, Outcome
+from pipeline.batching import BatchRunner, MemoryLadder, Outcome
 from pipeline.dataset.ordered_map import ordered_map
 from pipeline.decode_config import DecodeRunConfig
 from pipeline.engine import Engine
 from pipeline.errors import TerminalError, TransientError
 from pipeline.latents import LatentReader, PlannedLatent
 from pipeline.latents.rows import LATENT_ROWS
+from pipeline.messages import Lease
 from pipeline.plan_store import read_items
-from pipeline.schedule import Lease
 from pipeline.sink import FrameSink
 from pipeline.storage import Storage
 from pipeline.types import Frames, Rejection, ShardSummary
@@ -91,6 +91,7 @@ class DecodeWorker:
         self.meter = meter
         self.storage = Storage(output.uri, output.storage_options)
         self.engine = spec.make_engine()
+        self.memory = MemoryLadder(self.engine.tighten, self.engine.is_out_of_memory)
 
     @contextlib.contextmanager
     def open(self, lease: Lease) -> Iterator[DecodeJob]:
@@ -99,19 +100,35 @@ class DecodeWorker:
         items = read_items(self.storage, lease.shard, LATENT_ROWS)
         # A reader of its own: two shards that share one would take each other's open file away.
         reader = LatentReader(source.storage_options, source.max_file_bytes)
-        latents = ordered_map(partial(_read, reader, is_retry=lease.attempt > 1), items, _READ_THREADS)
+        read = partial(_read, reader, lease)
         with contextlib.ExitStack() as held:
-            held.callback(latents.close)  # type: ignore[attr-defined]  # a generator, whose reads end with it
-            first = next(latents)  # reading begins here, before the model is free
-            job = DecodeJob(self, lease, chain([first], latents))
+            if lease.caution.is_careful:
+                latents = self._read_carefully(read, items)
+            else:
+                ahead = ordered_map(read, items, _READ_THREADS)
+                held.callback(ahead.close)  # type: ignore[attr-defined]  # a generator, whose reads end with it
+                latents = chain([next(ahead)], ahead)  # reading begins here, before the model is free
+            job = DecodeJob(self, lease, latents)
             held.callback(job.close)
             yield job
+
+    def _read_carefully(
+        self, read: Callable[[PlannedLatent], tuple[PlannedLatent, Read]], items: Iterable[PlannedLatent]
+    ) -> Iterator[tuple[PlannedLatent, Read]]:
+        """One by one, each when the model is free for it: a file that crashes its reader is found like that."""
+        for planned in items:
+            with self.meter.at_work([planned.sample_id]):
+                result = read(planned)
+            yield result
 
     def start_writing(self, planned: PlannedLatent, degraded: str | None, frames: ObjectRef) -> ObjectRef:
         return write_video.remote(frames, planned, degraded, self.spec.config.video_format, self.storage)
 
 
-def _read(reader: LatentReader, planned: PlannedLatent, *, is_retry: bool) -> tuple[PlannedLatent, Read]:
+def _read(reader: LatentReader, lease: Lease, planned: PlannedLatent) -> tuple[PlannedLatent, Read]:
+    verdict = lease.caution.verdict(planned.sample_id, "read")
+    if verdict is not None:
+        return planned, verdict
     try:
         return planned, reader.read(planned)
     except TerminalError as error:
@@ -119,7 +136,7 @@ def _read(reader: LatentReader, planned: PlannedLatent, *, is_retry: bool) -> tu
     except TransientError:
         raise
     except Exception as error:
-        if not is_retry:
+        if lease.attempt == 1:
             raise
         return planned, TerminalError.unexpected("read", error)
 
@@ -145,9 +162,12 @@ class DecodeJob:
             stage="decode",
             forward=engine.decode,
             blank=torch.zeros_like,
-            is_out_of_memory=engine.is_out_of_memory,
+            name=lambda planned: planned.sample_id,
+            at_work=self.worker.meter.at_work,
+            memory=self.worker.memory,
             batch_size=work.batch_size,
             is_retry=self.lease.attempt > 1,
+            caution=self.lease.caution,
             # Shapes come from the input, one by one: what does not fit must not keep the rest from being finished.
             blame_memory=self.lease.attempt == work.max_attempts,
         )

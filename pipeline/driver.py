@@ -21,26 +21,28 @@ from ray import ObjectRef
 from pipeline.account import Account, ExitCode
 from pipeline.actors import ActorSpec, probe_batch
 from pipeline.admission import check_output, check_recipe, check_settings
-from pipeline.cluster import ClusterSession, plan_actors, stop_on_signals
-from pipeline.errors import ConfigError, RunRefusedError, StoppedError, TransientError
+from pipeline.cluster import ClusterSession, count_actors, plan_actors, stop_grace_s, stop_on_signals
+from pipeline.errors import ConfigError, PipelineError, RunRefusedError, StoppedError, TransientError
+from pipeline.messages import CapacityChanged, End, Event, GiveUp, Settle, StopAsked, Tick
 from pipeline.plan import ProbedFile
 from pipeline.plan_store import Generation, ShardRef, read_generations
 from pipeline.planning import Batch
-from pipeline.pool import ActorPool, Committed, Failed
+from pipeline.pool import ActorPool
 from pipeline.progress import ProgressReport
-from pipeline.schedule import Schedule
+from pipeline.schedule import Limits, Schedule
 from pipeline.status import RunStatus, refuse_second_run
 from pipeline.stock import Stock
 from pipeline.work import Work
 
 logger = logging.getLogger(__name__)
 
-STOP_GRACE_S = 20.0
 MAX_UNEXPECTED = 10
-"""Items quarantined as ``unexpected`` before the run stops: the code is broken, not the items."""
+"""Items quarantined for ``UNEXPECTED`` reasons before the run stops: the code is broken, not the items."""
+UNEXPECTED = {"unexpected", "crashed_actor", "hung_actor"}
 PROBE_TRIES = 3
 _POLL_S = 0.5
-_ASK_EVERY_S = 1.0
+_COUNT_EVERY_S = 5.0
+"""How often the cluster is asked for new places."""
 
 
 def run_work(work: Work) -> ExitCode:
@@ -143,59 +145,34 @@ class Run:
         resources = plan_actors(config)
         logger.info("actors=%d device=%s threads=%s", resources.actors, resources.device, resources.threads)
         spec = ActorSpec(make_worker=self.work.worker(generations, resources), log_level=config.run.log_level)
-        schedule = Schedule(pending, config.work.max_attempts)
+        limits = Limits(
+            max_attempts=config.work.max_attempts, batch_s=config.work.batch_timeout_s, stop_grace_s=stop_grace_s(config)
+        )
+        schedule = Schedule(pending, limits, time.monotonic)
         pool = ActorPool(resources, spec)
+        failures: dict[str, str] = {}
+
+        def look_around() -> bool:
+            done = pool.progress()
+            progress.worked(self.status.state, self.account, done.clips, done.frames)
+            return self._must_stop()
+
         try:
-            self._drive(schedule, pool, progress)
+            for outcome in drive(schedule, pool, functools.partial(count_actors, config, resources.device), look_around):
+                if isinstance(outcome, GiveUp):
+                    failures[outcome.shard.shard_id] = outcome.error
+                else:
+                    self.unexpected += sum(rejection.reason in UNEXPECTED for rejection in outcome.summary.rejections)
+                    self.stock.add(outcome.summary)
         finally:
             pool.close()
         done = pool.progress()
         logger.info("model busy_s=%.1f waited_s=%.1f frames=%d", done.busy_s, done.waited_s, done.frames)
-        return schedule.given_up
+        return failures
 
-    def _drive(self, schedule: Schedule, pool: ActorPool, progress: ProgressReport) -> None:
-        stopping_since: float | None = None
-        next_ask = 0.0
-        while not schedule.is_done:
-            if stopping_since is None and self._must_stop(schedule):
-                stopping_since = time.monotonic()
-                logger.info("stopping: no new shards; shards under way have %.0f s", STOP_GRACE_S)
-            if stopping_since is None:
-                pool.assign(schedule.lease, schedule.num_pending)
-            elif not pool.num_leased or time.monotonic() - stopping_since > STOP_GRACE_S:
-                return
-            for event in pool.poll(_POLL_S):
-                self._apply(event, schedule)
-            if time.monotonic() >= next_ask:
-                next_ask = time.monotonic() + _ASK_EVERY_S
-                pool.ask_progress()
-            done = pool.progress()
-            progress.worked(self.status.state, self.account, done.clips, done.frames)
-
-    def _apply(self, event: Committed | Failed, schedule: Schedule) -> None:
-        lease = event.lease
-        if isinstance(event, Committed):
-            schedule.committed(lease)
-            self.unexpected += sum(rejection.reason == "unexpected" for rejection in event.summary.rejections)
-            self.stock.add(event.summary)
-            return
-        schedule.failed(lease, event.error, charged=event.charged)
-        logger.warning(
-            "shard to be tried again shard_id=%s attempt=%d charged=%s error=%s"
-            if lease.shard.shard_id not in schedule.given_up
-            else "shard given up shard_id=%s attempt=%d charged=%s error=%s",
-            lease.shard.shard_id,
-            lease.attempt,
-            event.charged,
-            event.error,
-        )
-
-    def _must_stop(self, schedule: Schedule) -> bool:
+    def _must_stop(self) -> bool:
         return (
-            self.stop.is_set()
-            or schedule.is_hopeless
-            or self.account.is_over(self.work.config.run.max_quarantined)
-            or self.unexpected > MAX_UNEXPECTED
+            self.stop.is_set() or self.account.is_over(self.work.config.run.max_quarantined) or self.unexpected > MAX_UNEXPECTED
         )
 
     def _conclude(self, generations: list[Generation], failures: dict[str, str]) -> ExitCode:
@@ -206,11 +183,65 @@ class Run:
             self.work.publish(generations, self.stock.paths(generations), self.account)
         for shard_id, error in failures.items():
             logger.error("shard given up shard_id=%s error=%s", shard_id, error)
-        if self.account.is_over(self.work.config.run.max_quarantined):
+        limit = self.work.config.run.max_quarantined
+        if self.account.is_over(limit):
+            reasons = self.account.commonest_reasons()
+            logger.error(
+                "too many quarantined: %d of %d planned, run.max_quarantined is %s; reasons: %s",
+                self.account.quarantined,
+                self.account.planned,
+                limit,
+                reasons,
+            )
             return ExitCode.OVER_MAX_QUARANTINED
+        if self.unexpected > MAX_UNEXPECTED:
+            logger.error(
+                "%d items failed in ways that nobody foresaw: the code is broken, not they; the quarantine has the details",
+                self.unexpected,
+            )
         if self.unexpected > MAX_UNEXPECTED or failures:
             return ExitCode.FAILED
         return ExitCode.COMPLETE if self.account.pending == 0 else ExitCode.STOPPED
+
+
+def drive(
+    schedule: Schedule, pool: ActorPool, count_places: Callable[[], int], look_around: Callable[[], bool]
+) -> Iterator[Settle | GiveUp]:
+    """Go between schedule and pool until the schedule ends; yields what became of each shard.
+
+    Args:
+        count_places: how many actors fit the cluster.
+        look_around: called about every half second; returns whether to stop.
+
+    Raises:
+        PipelineError: there are no actors to go on with.
+    """
+    next_tick = next_count = 0.0
+    is_stopping = False
+    while True:
+        events: list[Event] = pool.poll(_POLL_S)
+        now = time.monotonic()
+        if now >= next_tick:
+            events.append(Tick())
+            next_tick = now + _POLL_S
+            if not is_stopping and look_around():
+                logger.info("stopping: no new shards")
+                is_stopping = True
+                events.append(StopAsked())
+        if now >= next_count:
+            events.append(CapacityChanged(actors=count_places()))
+            next_count = now + _COUNT_EVERY_S
+        for event in events:
+            for command in schedule.handle(event):
+                match command:
+                    case Settle() | GiveUp():
+                        yield command
+                    case End(error=None):
+                        return
+                    case End(error=error):
+                        raise PipelineError(error)
+                    case _:
+                        pool.do(command)
 
 
 def _probe_batches(

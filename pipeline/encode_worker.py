@@ -17,6 +17,7 @@ import xxhash
 from ray import ObjectRef
 
 from pipeline.actors import Meter, get_result
+from pipeline.batching import MemoryLadder
 from pipeline.commit import commit_shard
 from pipeline.config import DecodeConfig, InputConfig, RunConfig
 from pipeline.dataset.schema import build_schema
@@ -26,11 +27,11 @@ from pipeline.engine import Engine
 from pipeline.errors import TerminalError
 from pipeline.feed import Decoded, DecodeFeed, DecodeOrder
 from pipeline.fetching import fetch_videos
+from pipeline.messages import Lease
 from pipeline.plan import ProbedVideo
 from pipeline.plan_rows import CLIP_ROWS
 from pipeline.plan_store import read_items
 from pipeline.probing import probe_items
-from pipeline.schedule import Lease
 from pipeline.shard import ShardEncoder
 from pipeline.sources import SourceItem
 from pipeline.storage import Storage
@@ -110,6 +111,7 @@ class EncodeWorker:
         self.meter = meter
         self.storage = Storage(output.uri, output.storage_options)
         self.engine = spec.make_engine()
+        self.memory = MemoryLadder(self.engine.tighten, self.engine.is_out_of_memory)
         self.schema = build_schema(logvar=output.logvar, first_frame=output.first_frame, passthrough=spec.columns)
         self._feed = DecodeFeed(self._start_decoding, get_result, spec.frame_budget_bytes)
 
@@ -151,6 +153,9 @@ class EncodeJob:
                 writer=writer,
                 config=spec.config.encode,
                 is_retry=self.lease.attempt > 1,
+                caution=self.lease.caution,
+                memory=self.worker.memory,
+                at_work=self.worker.meter.at_work,
                 on_clips_done=self.worker.meter.add,
             )
             encoder.run(self.worker.meter.timed(self.order))

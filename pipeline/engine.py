@@ -20,6 +20,8 @@ from pipeline.config import JobConfig, VaeConfig
 from pipeline.errors import ConfigError, TerminalError
 from pipeline.types import Bucket, EncodedClip, Frames, StoredTensors, TensorBytes
 
+_LEAST_BUDGET_BYTES = 64 << 20
+
 
 class Engine(Protocol):
     """What an actor needs of a model. Tests put a small fake in its place."""
@@ -53,6 +55,10 @@ class Engine(Protocol):
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether a smaller batch may succeed where this error was raised."""
+        ...
+
+    def tighten(self) -> str | None:
+        """Take less memory from now on, at some cost in time. Returns how, or None: there is nothing left to try."""
         ...
 
 
@@ -131,7 +137,7 @@ def load_engine(config: JobConfig, fingerprint: str | None, device: str, threads
     if config.work.deterministic:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-    return VaeEngine(load_vae(config.vae, fingerprint, device, threads), config.stored)
+    return VaeEngine(load_vae(config.vae, fingerprint, device, threads), config.stored, config.vae.memory_budget_bytes)
 
 
 def load_vae(config: VaeConfig, fingerprint: str | None, device: str, threads: int | None) -> AutoencoderKLCogVideoX:
@@ -206,6 +212,13 @@ def _dtypes(config: VaeConfig) -> tuple[torch.dtype, torch.dtype]:
     return getattr(torch, config.dtype), getattr(torch, config.decoder_dtype)
 
 
+def _memory_bytes(device: torch.device) -> int:
+    """All that the device has."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def best_device() -> str:
     """``cuda`` where this machine has it."""
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -214,10 +227,11 @@ def best_device() -> str:
 class VaeEngine:
     """``cogvae``'s model with the pipeline's pixel and storage conventions. Implements ``Engine``."""
 
-    def __init__(self, vae: AutoencoderKLCogVideoX, stored: StoredTensors) -> None:
+    def __init__(self, vae: AutoencoderKLCogVideoX, stored: StoredTensors, budget_bytes: int | None = None) -> None:
         self._vae = vae.requires_grad_(False)
         self._stored = stored
         self._encoder_dtype, self._decoder_dtype = (next(part.parameters()).dtype for part in (vae.encoder, vae.decoder))
+        self._budget_bytes = budget_bytes
 
     @torch.inference_mode()
     def encode(self, clips: Sequence[Frames]) -> list[EncodedClip | TerminalError]:
@@ -295,7 +309,17 @@ class VaeEngine:
         return float(10 * np.log10(255.0**2 / mean_square))
 
     def is_out_of_memory(self, error: BaseException) -> bool:
+        """As ``Engine.is_out_of_memory``; a budget that a clip does not fit is a lack of memory too."""
         return isinstance(error, (torch.OutOfMemoryError, MemoryBudgetError))
+
+    def tighten(self) -> str | None:
+        """As ``Engine.tighten``: halve the exact engine's budget. Blend has none: it takes one tile's memory."""
+        budget = (self._budget_bytes or _memory_bytes(self._vae.device)) // 2
+        if self._vae.use_tiling or budget < _LEAST_BUDGET_BYTES:
+            return None
+        self._vae.enable_tiling(mode="exact", memory_budget_bytes=budget)
+        self._budget_bytes = budget
+        return f"memory_budget_bytes={budget}"
 
     def _stored_moments(self, frames: Frames) -> torch.Tensor:
         """Posterior parameters ``[B, 2C, F, h, w]`` of frames ``[B, T, H, W, 3]``, in the stored dtype."""
@@ -325,4 +349,5 @@ class VaeEngine:
 
 def load_decoder(config: VaeConfig, device: str, threads: int | None) -> VaeEngine:
     """Load a model to decode with. Raises: ConfigError: as ``load_vae``."""
-    return VaeEngine(load_vae(config, None, device, threads), StoredTensors(dtype=config.decoder_dtype))
+    stored = StoredTensors(dtype=config.decoder_dtype)
+    return VaeEngine(load_vae(config, None, device, threads), stored, config.memory_budget_bytes)

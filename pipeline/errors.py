@@ -5,6 +5,8 @@
     ├── RunRefusedError    this run must not start on this output          -> exit code 2
     ├── StoppedError       somebody asked the run to stop                  -> exit code 4
     ├── TransientError     storage, preemption, a lost worker              -> retried with backoff
+    ├── ExhaustedError     the model has no memory left, nor anything smaller to try -> a fresh actor
+    ├── RevokedError       an attempt that is not wanted any more     -> nothing
     ├── TerminalError      this clip cannot be encoded or decoded          -> quarantined
     └── DatasetError       a dataset is incomplete, damaged or foreign     -> raised to the reader
 
@@ -34,6 +36,14 @@ class StoppedError(PipelineError):
 
 class TransientError(PipelineError):
     """A fault of the surroundings. Trying again may help; no clip is to blame."""
+
+
+class ExhaustedError(PipelineError):
+    """The model needs more memory than there is, whatever was tried. A fresh actor may have more."""
+
+
+class RevokedError(PipelineError):
+    """An attempt at a shard that was called back before it began."""
 
 
 class TerminalError(PipelineError):

@@ -1,221 +1,250 @@
-"""The VAE actors of a run, as the driver sees them: started, given leases, lost and replaced.
+"""The VAE actors of a run as Ray has them: carries the schedule's commands out, and turns what Ray says into events.
 
-Turns what Ray reports into a few events, so that the driver's loop reads without knowing Ray's errors.
+Decides nothing. Every answer comes through one queue, so that a poll costs what has happened, not what there is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import queue
 import time
-from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import (
-    GetTimeoutError,
-    NodeDiedError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-)
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.actors import ActorSpec, Progress, VaeActor
+from pipeline.actors import ActorSpec, Birth, Progress, VaeActor, open_black_box
+from pipeline.black_box import BoxContents
 from pipeline.cluster import ActorResources
-from pipeline.errors import ConfigError, PipelineError, TransientError
-from pipeline.schedule import LEASES_PER_ACTOR, Lease
-from pipeline.types import ShardSummary
+from pipeline.errors import ConfigError, ExhaustedError, RevokedError, TransientError
+from pipeline.messages import (
+    ActorFailedToStart,
+    ActorLost,
+    ActorReady,
+    Assign,
+    Event,
+    Failure,
+    Fault,
+    Heartbeat,
+    KillActor,
+    Lease,
+    Revoke,
+    ShardCommitted,
+    ShardFailed,
+    StartActor,
+)
 
 logger = logging.getLogger(__name__)
 
-MAX_START_FAILURES = 3
-"""Actors that may die while loading the model, one after another, before the run gives up."""
-ANSWER_DEADLINE_S = 120.0
-"""An actor that does not say how far it is for so long is hung. It answers beside its work, in milliseconds."""
+AUTOPSY_S = 30.0
+"""A node that does not show the black box of an actor for so long is lost."""
+_BEAT_S = 1.0
+_BEATS_PER_S = 500
+"""Of all actors together, at the most."""
 _ACTOR_LOST = (RayActorError, OutOfMemoryError, NodeDiedError)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Committed:
-    """A lease ended in a committed shard."""
-
-    lease: Lease
-    summary: ShardSummary
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
-    """A lease ended without a commit."""
-
-    lease: Lease
-    error: str
-    charged: bool
-
-
-Event = Committed | Failed
 
 
 @dataclass(eq=False, slots=True)
 class _Slot:
-    """One actor and what is under way on it."""
+    """One actor, from the moment it is asked for to the moment its death is told."""
 
+    number: int
     handle: Any
-    starting: ObjectRef | None
-    leases: dict[ObjectRef, Lease] = field(default_factory=dict)
-    asking: ObjectRef | None = None
-    asked_at: float = 0.0
+    birth: Birth | None = None
+    is_asked: bool = False
     progress: Progress = field(default_factory=Progress)
+    error: str = ""
+    """Why it is no more."""
+    autopsy_until: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    slot: _Slot
+    kind: Literal["birth", "beat", "shard", "autopsy"]
+    lease: Lease | None
+    future: Future[Any]
 
 
 class ActorPool:
-    """A fixed number of actors, each replaced when it is lost."""
+    """The run's actors, by the numbers that the schedule gives them."""
 
     def __init__(self, resources: ActorResources, spec: ActorSpec) -> None:
         self._resources = resources
         self._spec = spec
-        self._start_failures = 0
-        self._retired: list[Progress] = []
-        self._slots = [self._start() for _ in range(resources.actors)]
+        self._slots: dict[int, _Slot] = {}
+        self._dead: dict[int, _Slot] = {}
+        self._answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
+        self._events: list[Event] = []
+        self._next_beat = 0.0
+        self._retired = Progress()
 
-    @property
-    def num_leased(self) -> int:
-        return sum(len(slot.leases) for slot in self._slots)
-
-    def assign(self, next_lease: Callable[[], Lease | None], num_pending: int) -> None:
-        """Hand out leases: one to each actor first, a second only while there is more work than actors.
-
-        A second lease near the end would make one actor do what another could.
-        """
-        for rank in range(LEASES_PER_ACTOR):
-            for slot in self._slots:
-                if slot.starting is not None or len(slot.leases) != rank:
-                    continue
-                if rank and num_pending < len(self._slots):
-                    return
-                lease = next_lease()
-                if lease is None:
-                    return
-                num_pending -= 1
-                slot.leases[slot.handle.run_shard.remote(lease)] = lease
+    def do(self, command: StartActor | KillActor | Assign | Revoke) -> None:
+        """Carry out a command. One to an actor that is gone is no error: its loss is told already."""
+        if isinstance(command, StartActor):
+            self._start(command.actor)
+            return
+        slot = self._slots.get(command.actor)
+        if slot is None:
+            return
+        match command:
+            case KillActor(reason=reason):
+                logger.warning("killing actor=%d reason=%s", slot.number, reason)
+                self._bury(slot, reason, "killed")
+            case Assign(lease=lease):
+                self._expect(slot, "shard", slot.handle.run_shard.remote(lease), lease)
+            case Revoke(attempt_id=attempt_id):
+                slot.handle.revoke.remote(attempt_id)
 
     def poll(self, timeout_s: float) -> list[Event]:
-        """Wait until something happens, at most ``timeout_s``; returns what ended.
+        """Wait until something happens, at most ``timeout_s``; returns all that has.
 
         Raises:
-            PipelineError: no actor can be started.
+            ConfigError: the settings do not work where the actors are.
         """
-        refs = [ref for slot in self._slots for ref in self._refs(slot)]
-        done, _ = ray.wait(refs, timeout=timeout_s, fetch_local=False) if refs else ([], [])
-        events: list[Event] = []
-        for slot in list(self._slots):
-            for ref in [ref for ref in self._refs(slot) if ref in done]:
-                if slot in self._slots:  # else lost meanwhile, with all its leases
-                    events += self._finish(slot, ref)
-        for slot in list(self._slots):
-            if slot.asking is not None and time.monotonic() - slot.asked_at > ANSWER_DEADLINE_S:
-                events += self._lose(slot, TimeoutError(f"no answer for {ANSWER_DEADLINE_S:.0f} s"))
+        self._ask_progress()
+        with contextlib.suppress(queue.Empty):
+            self._take(self._answers.get(timeout=0 if self._events else timeout_s))
+            while True:
+                self._take(self._answers.get_nowait())
+        for slot in [slot for slot in self._dead.values() if time.monotonic() > slot.autopsy_until]:
+            self._tell_loss(slot, "lost", None)
+        events, self._events = self._events, []
         return events
-
-    def ask_progress(self) -> None:
-        """Ask every actor how far it is; answers come in with ``poll``."""
-        for slot in self._slots:
-            if slot.starting is None and slot.asking is None:
-                slot.asking, slot.asked_at = slot.handle.progress.remote(), time.monotonic()
 
     def progress(self) -> Progress:
         """Totals over all actors, the lost ones included."""
-        parts = [*self._retired, *(slot.progress for slot in self._slots)]
-        return Progress(
-            clips=sum(part.clips for part in parts),
-            frames=sum(part.frames for part in parts),
-            busy_s=sum(part.busy_s for part in parts),
-            waited_s=sum(part.waited_s for part in parts),
-        )
+        total = Progress()
+        for part in (self._retired, *(slot.progress for slot in self._slots.values())):
+            _add(total, part)
+        return total
 
     def close(self) -> None:
         """Ask for the last totals, then end the actors."""
-        self.ask_progress()
-        asked = [slot.asking for slot in self._slots if slot.asking is not None]
-        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=2) if asked else ([], [])
-        for slot in self._slots:
-            if slot.asking in ready:
-                with contextlib.suppress(RayError):
-                    slot.progress = ray.get(slot.asking)
+        last = {slot.handle.retire.remote(): slot for slot in self._slots.values() if slot.birth is not None}
+        ready, _ = ray.wait(list(last), num_returns=len(last), timeout=2) if last else ([], [])
+        for ref in ready:
+            with contextlib.suppress(RayError):
+                last[ref].progress = ray.get(ref)
+        for slot in self._slots.values():
             ray.kill(slot.handle)
-            self._retired.append(slot.progress)
-        self._slots = []
+            _add(self._retired, slot.progress)
+        self._slots.clear()
 
-    def _start(self) -> _Slot:
+    def _start(self, number: int) -> None:
         actor: Any = VaeActor  # made an actor class by its decorator
         # Actors without a GPU ask for nothing, and would all start on one node.
         handle = actor.options(num_gpus=self._resources.num_gpus, scheduling_strategy="SPREAD").remote(self._spec)
-        return _Slot(handle, handle.ready.remote())
+        self._slots[number] = slot = _Slot(number, handle)
+        self._expect(slot, "birth", handle.ready.remote())
 
-    @staticmethod
-    def _refs(slot: _Slot) -> Iterator[ObjectRef]:
-        yield from (ref for ref in (slot.starting, slot.asking) if ref is not None)
-        yield from slot.leases
+    def _expect(
+        self, slot: _Slot, kind: Literal["birth", "beat", "shard", "autopsy"], ref: ObjectRef, lease: Lease | None = None
+    ) -> None:
+        make_answer = functools.partial(_Answer, slot, kind, lease)
+        ref.future().add_done_callback(lambda future: self._answers.put(make_answer(future)))
 
-    def _finish(self, slot: _Slot, ref: ObjectRef) -> list[Event]:
-        try:
-            value = ray.get(ref, timeout=30)
-        except _ACTOR_LOST as error:
-            return self._lose(slot, error)
-        except RayTaskError as error:
-            return self._fail(slot, ref, error)
-        except (RayError, GetTimeoutError) as error:  # the answer is lost; the actor is not
-            return self._fail(slot, ref, error)
-        if ref == slot.starting:
-            logger.info("actor ready pid=%d", value)
-            slot.starting, self._start_failures = None, 0
-        elif ref == slot.asking:
-            slot.asking, slot.progress = None, value
+    def _ask_progress(self) -> None:
+        now = time.monotonic()
+        if now < self._next_beat:
+            return
+        self._next_beat = now + max(_BEAT_S, len(self._slots) / _BEATS_PER_S)
+        for slot in self._slots.values():
+            if slot.birth is not None and not slot.is_asked:
+                slot.is_asked = True
+                self._expect(slot, "beat", slot.handle.progress.remote())
+
+    def _take(self, answer: _Answer) -> None:
+        slot, error = answer.slot, answer.future.exception()
+        if answer.kind == "autopsy":
+            self._conclude_autopsy(slot, answer.future)
+        elif slot.number not in self._slots:
+            return  # lost meanwhile, with all that it had
+        elif isinstance(error, _ACTOR_LOST) or (error is not None and answer.kind == "birth"):
+            is_gone_with_node = isinstance(error, NodeDiedError) or getattr(error, "preempted", False)
+            self._bury(slot, f"{type(error).__name__}: {error}", "lost" if is_gone_with_node else "killed")
+        elif answer.kind == "birth":
+            slot.birth = answer.future.result()
+            logger.info("actor ready actor=%d pid=%d", slot.number, slot.birth.pid)
+            self._events.append(ActorReady(actor=slot.number))
+        elif answer.kind == "beat":
+            slot.is_asked = False
+            if error is None:
+                slot.progress = answer.future.result()
+                progress = slot.progress
+                self._events.append(Heartbeat(actor=slot.number, step=progress.step, is_at_work=progress.is_at_work))
         else:
-            return [Committed(lease=slot.leases.pop(ref), summary=value)]
-        return []
+            assert answer.lease is not None
+            self._tell_result(slot, answer.lease, answer.future)
 
-    def _fail(self, slot: _Slot, ref: ObjectRef, error: RayError) -> list[Event]:
-        """A call raised, the actor lives."""
-        if ref == slot.starting:
-            return self._lose(slot, error)
-        if ref == slot.asking:
-            slot.asking = None
-            return []
+    def _tell_result(self, slot: _Slot, lease: Lease, future: Future[Any]) -> None:
+        error = future.exception()
+        if error is None:
+            self._events.append(ShardCommitted(actor=slot.number, lease=lease, summary=future.result()))
+            return
         cause = error.cause if isinstance(error, RayTaskError) else error
-        if isinstance(cause, ConfigError):
-            raise cause
-        lease = slot.leases.pop(ref)
-        charged = isinstance(error, RayTaskError) and not isinstance(cause, TransientError)
-        if charged:
+        failure: Failure
+        match cause:
+            case ConfigError():
+                raise cause
+            case RevokedError():
+                failure = "revoked"
+            case ExhaustedError():
+                failure = "exhausted"
+            case TransientError():
+                failure = "transient"
+            case _:  # where it is not the task's own, the answer is lost and the actor is not
+                failure = "unexpected" if isinstance(error, RayTaskError) else "transient"
+        if failure == "unexpected":
             logger.error("shard failed shard_id=%s attempt=%d\n%s", lease.shard.shard_id, lease.attempt, error)
-        return [Failed(lease=lease, error=f"{type(cause).__name__}: {cause}", charged=charged)]
+        text = f"{type(cause).__name__}: {cause}"
+        self._events.append(ShardFailed(actor=slot.number, lease=lease, failure=failure, error=text))
 
-    def _lose(self, slot: _Slot, error: Exception) -> list[Event]:
-        """The actor is gone: replace it, and give back its leases."""
-        self._slots.remove(slot)
-        self._retired.append(slot.progress)
-        ray.kill(slot.handle)  # where it is only out of reach
-        if slot.starting is not None:
-            self._start_failures += 1
-            logger.error("actor failed to start failures=%d\n%s", self._start_failures, error)
-            if self._start_failures >= MAX_START_FAILURES:
-                raise PipelineError(f"{self._start_failures} VAE actors in a row died while starting, the last by: {error}")
+    def _bury(self, slot: _Slot, error: str, fault: Fault) -> None:
+        """Make sure that an actor is gone, and find out why, where it still matters."""
+        del self._slots[slot.number]
+        ray.kill(slot.handle)
+        _add(self._retired, slot.progress)
+        slot.error = error.partition("\n")[0]
+        if slot.birth is None:
+            logger.error("actor failed to start actor=%d\n%s", slot.number, error)
+            self._events.append(ActorFailedToStart(actor=slot.number, error=error, is_charged=fault != "lost"))
+        elif fault == "lost":
+            self._tell_loss(slot, fault, None)
         else:
-            logger.warning("actor lost leases=%d error=%s", len(slot.leases), type(error).__name__)
-        self._slots.append(self._start())
-        blameless = isinstance(error, (OutOfMemoryError, NodeDiedError)) or getattr(error, "preempted", False)
-        events: list[Event] = []
-        for position, lease in enumerate(slot.leases.values()):
-            # Only the shard that had the model can be to blame: the older one, unless the actor said otherwise.
-            at_work = slot.progress.attempt_at_work
-            is_suspect = lease.attempt_id == at_work if at_work in _attempts(slot) else position == 0
-            message = f"actor lost: {type(error).__name__}"
-            events.append(Failed(lease=lease, error=message, charged=is_suspect and not blameless))
-        return events
+            self._dead[slot.number] = slot
+            slot.autopsy_until = time.monotonic() + AUTOPSY_S
+            there = NodeAffinitySchedulingStrategy(node_id=slot.birth.node_id, soft=False)
+            self._expect(slot, "autopsy", open_black_box.options(scheduling_strategy=there).remote(slot.birth.box))
+
+    def _conclude_autopsy(self, slot: _Slot, future: Future[Any]) -> None:
+        if slot.number not in self._dead:
+            return  # it came too late
+        error = future.exception()
+        if error is None:
+            self._tell_loss(slot, "crashed" if future.result().trace else "killed", future.result())
+        else:  # the task ran and found nothing, or there is no such node any more
+            self._tell_loss(slot, "killed" if isinstance(error, RayTaskError) else "lost", None)
+
+    def _tell_loss(self, slot: _Slot, fault: Fault, box: BoxContents | None) -> None:
+        self._dead.pop(slot.number, None)
+        at_work = box.at_work if box else None
+        logger.warning(
+            "actor lost actor=%d fault=%s clips=%s error=%s%s",
+            *(slot.number, fault, ",".join(at_work.clips) if at_work else "?", slot.error),
+            f"\n{box.trace}" if box and box.trace else "",
+        )
+        self._events.append(ActorLost(actor=slot.number, fault=fault, error=slot.error, at_work=at_work))
 
 
-def _attempts(slot: _Slot) -> set[str]:
-    return {lease.attempt_id for lease in slot.leases.values()}
+def _add(total: Progress, part: Progress) -> None:
+    total.clips += part.clips
+    total.frames += part.frames
+    total.busy_s += part.busy_s
+    total.waited_s += part.waited_s

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from pipeline.batching import BatchRunner, Outcome
+from pipeline.batching import BatchRunner, MemoryLadder, Outcome
 from pipeline.config import EncodeConfig
 from pipeline.dataset.schema import build_row
 from pipeline.dataset.writer import ShardWriter
 from pipeline.engine import Engine
 from pipeline.errors import TerminalError
+from pipeline.messages import Caution
 from pipeline.plan import PlannedClip
 from pipeline.types import Clip, DecodedClip, EncodedClip, Rejection
 
@@ -29,6 +31,10 @@ class ShardEncoder:
     config: EncodeConfig
     is_retry: bool
     """Whether this is a second attempt, on which a clip may be blamed."""
+    caution: Caution
+    memory: MemoryLadder
+    at_work: Callable[[Sequence[str]], AbstractContextManager[None]]
+    """Entered with the ids of clips while the model has them."""
     on_clips_done: Callable[[int, int], None]
     """Told after each batch: clips done, and pixel frames encoded."""
     rejections: list[Rejection] = field(default_factory=list)
@@ -39,9 +45,12 @@ class ShardEncoder:
             stage="encode",
             forward=lambda batch: self.engine.encode([decoded.frames for decoded in batch]),
             blank=lambda decoded: replace(decoded, frames=np.zeros_like(decoded.frames)),
-            is_out_of_memory=self.engine.is_out_of_memory,
+            name=lambda planned: planned.clip.sample_id,
+            at_work=self.at_work,
+            memory=self.memory,
             batch_size=self.config.batch_size,
             is_retry=self.is_retry,
+            caution=self.caution,
         )
         for outcomes in runner.run(clips):
             for outcome in outcomes:
@@ -62,7 +71,8 @@ class ShardEncoder:
 
     def _measure_psnr(self, clip: Clip, decoded: DecodedClip, encoded: EncodedClip) -> float | None:
         try:
-            return self.engine.measure_psnr(decoded.frames, encoded)
+            with self.at_work([clip.sample_id]):
+                return self.engine.measure_psnr(decoded.frames, encoded)
         except Exception as error:
             if not (isinstance(error, TerminalError) or self.engine.is_out_of_memory(error)):
                 raise

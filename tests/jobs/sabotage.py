@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ class SabotagedEngine:
     def is_out_of_memory(self, error: BaseException) -> bool:
         return False
 
+    def tighten(self) -> str | None:
+        return None
+
     def _count_down(self) -> None:
         self._calls_left -= 1
         if self._calls_left == 0 and not self._mark.exists():
@@ -44,6 +48,34 @@ class SabotagedEngine:
             if self._action in ("die", "hang"):
                 os.kill(os.getpid(), signal.SIGKILL if self._action == "die" else signal.SIGSTOP)
             raise RuntimeError("sabotage")
+
+
+class PoisonedEngine(SabotagedEngine):
+    """Does it each time that it meets one clip, told by the bytes of its input."""
+
+    def __init__(self, engine: Engine, action: str, is_poison: Callable[[Any], bool]) -> None:
+        super().__init__(engine, Path(os.devnull), action, 0)
+        self._is_poison = is_poison
+
+    def encode(self, clips: Sequence[Frames]) -> Any:
+        self._meet(clips)
+        return self._engine.encode(clips)
+
+    def decode(self, latents: Sequence[torch.Tensor]) -> Any:
+        self._meet(latents)
+        return self._engine.decode(latents)
+
+    def _meet(self, payloads: Sequence[Any]) -> None:
+        if not any(self._is_poison(payload) for payload in payloads):
+            return
+        if self._action == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        while True:
+            time.sleep(1)
+
+
+def load_poisoned(action: str, is_poison: Callable[[Any], bool], *arguments: Any) -> PoisonedEngine:
+    return PoisonedEngine(load_engine(*arguments), action, is_poison)
 
 
 def load_sabotaged(mark: Path, action: str, on_call: int, *arguments: Any) -> SabotagedEngine:

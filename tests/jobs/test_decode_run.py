@@ -298,6 +298,9 @@ class GreedyEngine:
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, torch.OutOfMemoryError)
 
+    def tighten(self) -> str | None:
+        return None
+
 
 def load_greedy(*arguments: Any) -> Any:
     return GreedyEngine(load_engine(*arguments))

@@ -17,6 +17,7 @@ from pipeline.config import RunConfig
 from pipeline.dataset import LatentDataset
 from pipeline.engine import load_engine
 from pipeline.errors import ConfigError, DatasetError, RunRefusedError
+from pipeline.schedule import Limits
 from pipeline.types import Frames
 from tests.jobs.conftest import CLIPS, GOOD_CLIPS, read_quarantine, read_rows, run_encode
 from tests.jobs.sabotage import SabotagedEngine, load_sabotaged
@@ -70,7 +71,7 @@ def test_an_actor_killed_in_the_middle_of_a_shard_leaves_the_same_rows(make_conf
 
 
 def test_an_actor_that_hangs_is_replaced(make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.pool.ANSWER_DEADLINE_S", 5.0)
+    monkeypatch.setattr("pipeline.driver.Limits", functools.partial(Limits, answer_s=5.0))
     config = make_config(cluster={"actors": 1})
     assert run_encode(config, functools.partial(load_sabotaged, tmp_path / "hung", "hang", 2)) == ExitCode.COMPLETE
     assert (tmp_path / "hung").exists()
@@ -150,11 +151,15 @@ def test_a_smaller_batch_resumes(make_config: Any) -> None:
     assert run_encode(make_config(encode={"batch_size": 1})) == ExitCode.COMPLETE
 
 
-def test_too_many_quarantined_clips_give_exit_code_3(make_config: Any, clips: Path) -> None:
+def test_too_many_quarantined_clips_give_exit_code_3_and_say_why(
+    make_config: Any, clips: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (clips / "empty.mp4").touch()
     config = make_config(run={"max_quarantined": 0})
     assert run_encode(config) == ExitCode.OVER_MAX_QUARANTINED
     assert outcome(config)["exit_code"] == 3
+    assert outcome(config)["written"] == 0  # it stopped early
+    assert "too many quarantined: 1 of 5 planned, run.max_quarantined is 0.0; reasons: empty_file 1" in caplog.text
 
 
 def test_a_run_that_is_not_finished_has_no_manifest_and_is_not_read(make_config: Any) -> None:

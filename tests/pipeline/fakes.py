@@ -114,6 +114,8 @@ class FakeEngine:
     not_finite: frozenset[int] = frozenset()
     psnr_error: Exception | None = None
     batches: list[list[int]] = field(default_factory=list)
+    tighter: list[str] = field(default_factory=list)
+    """The steps by which it can take less memory."""
     decoded: list[list[int]] = field(default_factory=list)
     """The brightness of what each call to ``decode`` or ``decode_chunks`` was given."""
 
@@ -147,6 +149,9 @@ class FakeEngine:
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, ExhaustedError)
+
+    def tighten(self) -> str | None:
+        return self.tighter.pop(0) if self.tighter else None
 
     def _begin_decoding(self, latents: Sequence[torch.Tensor]) -> None:
         values = [int(latent[:, 0].float().mean().nan_to_num()) for latent in latents]

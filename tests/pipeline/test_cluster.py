@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline import cluster
-from pipeline.cluster import check_shared_paths, plan_actors, ray_cluster
+from pipeline.cluster import check_shared_paths, count_actors, plan_actors, ray_cluster, stop_grace_s
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 
@@ -97,6 +97,25 @@ def test_cores_are_shared_among_actors_where_there_is_no_gpu(tmp_path: Path, mon
 def test_frames_on_order_stay_under_half_of_the_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, FakeRay({"CPU": 8, "object_store_memory": 4 << 30}))
     assert plan_actors(make_config(tmp_path, cluster={"actors": 2})).frame_budget_bytes == 1 << 30
+
+
+def test_places_for_actors_follow_the_cluster_s_gpus_up_to_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(tmp_path, cluster={"gpus_per_actor": 0.5, "actors": 5})
+    for gpus, places in ((1, 2), (4, 5), (0, 0)):
+        use(monkeypatch, FakeRay({"GPU": gpus}))
+        assert count_actors(config, "cuda") == places
+        assert count_actors(config, "cpu") == 5
+
+
+def test_inside_a_ray_job_the_grace_period_is_cut_to_what_ray_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    config = make_config(tmp_path, run={"stop_grace_s": 10})
+    assert stop_grace_s(config) == 10
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert stop_grace_s(config) == 1
+    for wait, grace in (("1", 0), ("8", 6), ("60", 10)):
+        monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", wait)
+        assert stop_grace_s(config) == grace
 
 
 def test_a_gpu_that_is_asked_for_and_not_there_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,3 +226,36 @@ def test_blend_tiling_is_what_diffusers_tiles_and_exact_is_not(weights: str) -> 
     assert not tiles()
     assert not tiles(tiling="exact", memory_budget_bytes=1 << 30)
     assert tiles(tiling="blend")
+
+
+# Memory
+
+
+def make_frames() -> list[np.ndarray]:
+    return [np.random.default_rng(2).integers(0, 255, (9, 32, 48, 3), np.uint8)]
+
+
+def test_tightening_halves_the_budget_and_changes_a_latent_by_rounding_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.engine._memory_bytes", lambda device: 512 << 20)
+    engine = make_engine()
+    (before,) = engine.encode(make_frames())
+    steps = iter(engine.tighten, None)
+    assert list(steps) == [f"memory_budget_bytes={megabytes << 20}" for megabytes in (256, 128, 64)]
+    (after,) = engine.encode(make_frames())
+    latents = [np.frombuffer(clip.latent.data, np.float32) for clip in (before, after)]  # type: ignore[union-attr]
+    np.testing.assert_allclose(*latents, rtol=1e-3, atol=1e-4)
+
+
+def test_a_clip_that_no_budget_holds_is_a_lack_of_memory() -> None:
+    engine = make_engine()
+    engine._vae.enable_tiling(mode="exact", memory_budget_bytes=1000)
+    with pytest.raises(ValueError, match="memory_budget_bytes=1000") as caught:
+        engine.encode(make_frames())
+    assert engine.is_out_of_memory(caught.value)
+    assert not engine.is_out_of_memory(ValueError("another"))
+
+
+def test_blend_has_no_budget_to_halve() -> None:
+    engine = make_engine()
+    engine._vae.enable_tiling()
+    assert engine.tighten() is None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import errors
+from pipeline.batching import MemoryLadder
 from pipeline.config import EncodeConfig
 from pipeline.dataset.schema import build_schema
 from pipeline.dataset.writer import ShardWriter
 from pipeline.errors import TerminalError
+from pipeline.messages import Caution, Fault
 from pipeline.plan import PlannedClip
 from pipeline.shard import ShardEncoder
 from pipeline.types import DecodedClip, Rejection, ShardSummary
@@ -39,6 +43,8 @@ class Outcome:
     rows: list[dict[str, Any]]
     rejections: list[Rejection]
     done: list[tuple[int, int]] = field(default_factory=list)
+    in_hand: list[list[int]] = field(default_factory=list)
+    """The numbers of the clips that were named before each forward pass."""
 
     @property
     def captions(self) -> list[str]:
@@ -54,7 +60,22 @@ Encode = Callable[..., Outcome]
 
 @pytest.fixture
 def encode(tmp_path: Path) -> Encode:
-    def run(engine: FakeEngine, clips: list[tuple[PlannedClip, Decoded]], *, is_retry: bool = False, **config: Any) -> Outcome:
+    def run(
+        engine: FakeEngine,
+        clips: list[tuple[PlannedClip, Decoded]],
+        *,
+        is_retry: bool = False,
+        caution: Caution | None = None,
+        **config: Any,
+    ) -> Outcome:
+        names = {planned.clip.sample_id: number for number, (planned, _) in enumerate(clips)}
+        in_hand: list[list[int]] = []
+
+        @contextlib.contextmanager
+        def at_work(ids: Sequence[str]) -> Iterator[None]:
+            in_hand.append([names[sample_id] for sample_id in ids])
+            yield
+
         schema = build_schema(logvar=False, first_frame=False, passthrough=pa.schema([("caption", pa.string())]))
         done: list[tuple[int, int]] = []
         with ShardWriter(tmp_path / "shard.parquet", schema) as writer:
@@ -63,6 +84,9 @@ def encode(tmp_path: Path) -> Encode:
                 writer=writer,
                 config=EncodeConfig(**({"batch_size": 2} | config)),
                 is_retry=is_retry,
+                caution=caution or Caution(),
+                memory=MemoryLadder(engine.tighten, engine.is_out_of_memory),
+                at_work=at_work,
                 on_clips_done=lambda clips, frames: done.append((clips, frames)),
             )
             encoder.run(iter(clips))
@@ -78,7 +102,7 @@ def encode(tmp_path: Path) -> Encode:
                     size_bytes=writer.size_bytes,
                 )
             )
-        return Outcome(pq.ParquetFile(tmp_path / "shard.parquet").read().to_pylist(), encoder.rejections, done)
+        return Outcome(pq.ParquetFile(tmp_path / "shard.parquet").read().to_pylist(), encoder.rejections, done, in_hand)
 
     return run
 
@@ -156,13 +180,47 @@ def test_batch_that_does_not_fit_is_encoded_one_by_one_and_marked(encode: Encode
 
 @pytest.mark.parametrize("is_retry", [False, True])
 def test_single_clip_that_does_not_fit_is_nobodys_fault(encode: Encode, is_retry: bool) -> None:
-    with pytest.raises(ExhaustedError):
+    with pytest.raises(errors.ExhaustedError, match="alone it needs more memory than there is: no memory"):
         encode(FakeEngine(fails=fails_above(0)), decoded_clips(1, 2), is_retry=is_retry)
 
 
 def test_lack_of_memory_for_one_clip_alone_is_not_that_clips_fault(encode: Encode) -> None:
-    with pytest.raises(ExhaustedError):
+    with pytest.raises(errors.ExhaustedError):
         encode(FakeEngine(fails=fails_on(2, ExhaustedError())), decoded_clips(1, 2), is_retry=True)
+
+
+def test_clip_that_does_not_fit_alone_is_tried_leaner_and_all_that_follow_are_marked(encode: Encode) -> None:
+    def fails(batch: list[int]) -> Exception | None:
+        return ExhaustedError("no memory") if 2 in batch and engine.tighter else None
+
+    engine = FakeEngine(fails=fails, tighter=["budget=8", "budget=4"])
+    outcome = encode(engine, decoded_clips(1, 2, 3, 4))
+    assert engine.batches == [[1, 2], [1], [2], [2], [2], [3, 4]]
+    assert [row["degraded"] for row in outcome.rows] == ["batch_size=1, budget=4"] * 2 + ["budget=4"] * 2
+
+
+# Clips that crash or hang their actor
+
+
+def test_every_forward_pass_is_announced_with_its_clips(encode: Encode) -> None:
+    assert encode(FakeEngine(), decoded_clips(1, CORRUPT, 3, 4), qa_share=1).in_hand == [[0, 2], [0], [2], [3], [3]]
+
+
+def test_suspects_run_alone_before_their_batch_and_give_the_same_rows(encode: Encode) -> None:
+    clips = decoded_clips(1, 2, 3, 4)
+    suspects = frozenset(clips[number][0].clip.sample_id for number in (2, 3))
+    outcome = encode(FakeEngine(), clips, caution=Caution(is_careful=True, suspects=suspects))
+    assert outcome.in_hand == [[0, 1], [2], [3], [2, 3]]
+    assert outcome.rows == encode(FakeEngine(), clips).rows
+
+
+def test_condemned_clip_is_quarantined_untouched_and_says_what_it_did(encode: Encode) -> None:
+    clips = decoded_clips(1, 2, 3, 4)
+    condemned: dict[str, Fault] = {clips[1][0].clip.sample_id: "crashed", clips[2][0].clip.sample_id: "hung"}
+    outcome = encode(FakeEngine(), clips, caution=Caution(is_careful=True, condemned=condemned))
+    assert outcome.in_hand == [[0, 3]]
+    assert outcome.captions == ["caption 0", "caption 3"]
+    assert outcome.reasons == {"videos/1.mp4": "crashed_actor", "videos/2.mp4": "hung_actor"}
 
 
 # Unexpected errors
