@@ -26,7 +26,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from pipeline.errors import TransientError
+from pipeline.errors import ENDS_THE_RUN, TransientError
 from pipeline.schedule import Lease
 from pipeline.sources import SourceItem
 from pipeline.types import ShardSummary
@@ -54,10 +54,10 @@ def get_result(ref: ObjectRef) -> Any:
 
 
 def as_own_error(error: Exception) -> Exception:
-    """What a task's failure means: ``TransientError`` where the surroundings failed, else the error itself."""
+    """What a task's failure means: ``TransientError`` where the surroundings failed, what ends the run as it is."""
     if isinstance(error, LOST_TASK):
         return TransientError(f"a task was interrupted: {type(error).__name__}: {error}")
-    if isinstance(error, RayTaskError) and isinstance(error.cause, TransientError):
+    if isinstance(error, RayTaskError) and isinstance(error.cause, (TransientError, *ENDS_THE_RUN)):
         return error.cause
     return error
 

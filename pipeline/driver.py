@@ -20,10 +20,10 @@ from ray import ObjectRef
 
 from pipeline.account import Account, ExitCode
 from pipeline.actors import ActorSpec, probe_batch
-from pipeline.admission import check_output, check_recipe, check_settings
+from pipeline.admission import check_guarantees, check_output, check_recipe, check_settings
 from pipeline.cluster import ClusterSession, plan_actors, stop_on_signals
 from pipeline.dataset.ordered_map import ordered_map
-from pipeline.errors import ConfigError, RunRefusedError, StoppedError, TransientError
+from pipeline.errors import ENDS_THE_RUN, ConfigError, RunRefusedError, StoppedError, TransientError
 from pipeline.plan import ProbedFile
 from pipeline.plan_store import Generation, ShardRef, read_generations, read_rejections, read_shards
 from pipeline.planning import Batch
@@ -57,6 +57,7 @@ def run_work(work: Work) -> ExitCode:
     check_recipe(storage, generations, work.recipe)
     check_settings(storage, generations, work.config)
     refuse_second_run(storage, takeover=control.takeover)
+    check_guarantees(storage)
     account = Account()
     stop = threading.Event()
     insist = 2 if control.takeover else 0
@@ -266,6 +267,8 @@ def _probe_batches(
             try:
                 yield position, ray.get(task)
             except ray.exceptions.RayError as error:
+                if isinstance(getattr(error, "cause", None), ENDS_THE_RUN):
+                    raise error.cause from None
                 tries[position] += 1
                 if tries[position] == PROBE_TRIES:
                     raise TransientError(

@@ -25,7 +25,7 @@ from ray.exceptions import (
 
 from pipeline.actors import ActorSpec, Progress, VaeActor
 from pipeline.cluster import ActorResources
-from pipeline.errors import ConfigError, PipelineError, TransientError
+from pipeline.errors import ENDS_THE_RUN, PipelineError, TransientError
 from pipeline.schedule import LEASES_PER_ACTOR, Lease
 from pipeline.types import ShardSummary
 
@@ -185,7 +185,7 @@ class ActorPool:
             slot.asking = None
             return []
         cause = error.cause if isinstance(error, RayTaskError) else error
-        if isinstance(cause, ConfigError):
+        if isinstance(cause, ENDS_THE_RUN):
             raise cause
         lease = slot.leases.pop(ref)
         charged = isinstance(error, RayTaskError) and not isinstance(cause, TransientError)

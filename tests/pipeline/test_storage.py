@@ -105,7 +105,7 @@ def test_missing_file_is_file_not_found(storage: Storage) -> None:
 
 
 def test_range_beyond_the_end_is_no_short_answer(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.storage._FIRST_DELAY_S", 0.0)
+    monkeypatch.setattr("pipeline.storage.faults._FIRST_DELAY_S", 0.0)
     storage.put("a", b"0123")
     with pytest.raises((TransientError, OSError), match="asked for 4 bytes at 2, got 2"):
         storage.read_range("a", 2, 4)
@@ -317,11 +317,11 @@ def test_transient_fault_is_tried_again(flaky: type[FlakyFileSystem], error: Exc
 def test_fault_that_stays_ends_as_transient_error_with_its_cause(flaky: type[FlakyFileSystem]) -> None:
     flaky.faults += [Fault("cat_file", ConnectionResetError("gone"))] * 9
     with pytest.raises(
-        TransientError, match=r"read flaky:///?out/a: failed 5 times, last by ConnectionResetError: gone"
+        TransientError, match=r"read flaky:///?out/a: failed 8 times, last by ConnectionResetError: gone"
     ) as caught:
         Storage("flaky://out").read("a")
     assert isinstance(caught.value.__cause__, ConnectionResetError)
-    assert flaky.calls.count("cat_file") == 5
+    assert flaky.calls.count("cat_file") == 8
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("a"), IsADirectoryError("a"), KeyError("a")], ids=repr)
@@ -378,7 +378,7 @@ def test_s3_has_bounded_retries_and_no_listing_cache(s3: ObjectStore) -> None:
     assert path == "lab/a/b"
     assert fs.retries == 2
     assert fs.dircache.use_listings_cache is False
-    assert fs.config_kwargs["read_timeout"] == 30
+    assert fs.config_kwargs["read_timeout"] == 20
 
 
 def test_version_is_the_etag_or_the_modification_time(tmp_path: Path) -> None:
