@@ -113,7 +113,10 @@ def read_input_range(uri: str, options: dict[str, Any] | None, offset: int, leng
         fs, path = open_filesystem(uri, options)
         local = isinstance(fs, LocalFileSystem)
         if not local:
-            return read_span(fs, path, offset, length, f"read {uri}", version)
+            try:
+                return read_span(fs, path, offset, length, f"read {uri}", version)
+            except ObjectChangedError as error:
+                raise TerminalError("fetch", "changed", f"{uri}: {error}; run again with --append to plan it anew") from error
         stat_input(uri, options)
         data = cast(bytes, fs.cat_file(path, start=offset, end=offset + length))
         if len(data) != length:

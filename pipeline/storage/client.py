@@ -82,14 +82,14 @@ def open_filesystem(uri: str, options: dict[str, Any] | None = None) -> tuple[fs
     return fs, path
 
 
-def call(fs: fsspec.AbstractFileSystem, name: str, *arguments: Any, timeout_s: float = REQUEST_TIMEOUT_S, **named: Any) -> Any:
-    """A filesystem's method; where it talks to a network, given up after ``timeout_s``.
+def call(fs: fsspec.AbstractFileSystem, name: str, *arguments: Any, timeout_s: float | None = None, **named: Any) -> Any:
+    """A filesystem's method; where it talks to a network, given up after ``timeout_s`` or ``REQUEST_TIMEOUT_S``.
 
     A client's own timeouts count from one received byte to the next, so that a store which drips holds it for ever.
     """
     if not fs.async_impl:
         return getattr(fs, name)(*arguments, **named)
-    return sync(fs.loop, getattr(fs, f"_{name}"), *arguments, timeout=timeout_s, **named)
+    return sync(fs.loop, getattr(fs, f"_{name}"), *arguments, timeout=timeout_s or REQUEST_TIMEOUT_S, **named)
 
 
 def object_version(info: dict[str, Any]) -> str:

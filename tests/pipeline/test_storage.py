@@ -19,7 +19,7 @@ import aiohttp
 import pytest
 from s3fs import S3FileSystem
 
-from pipeline.errors import ConfigError, TransientError
+from pipeline.errors import ConfigError, StorageFullError, TransientError
 from pipeline.storage import Storage, is_lost_race, is_transient, object_version, open_filesystem
 from tests.conftest import ObjectStore
 from tests.pipeline.fakes import Fault, FlakyFileSystem
@@ -385,3 +385,28 @@ def test_version_is_the_etag_or_the_modification_time(tmp_path: Path) -> None:
     assert object_version({"ETag": '"abc"', "LastModified": "now"}) == "abc"
     assert object_version({"mtime": 1.5}) == "1.500000"
     assert object_version({}) == ""
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_is_said_so_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    storage = Storage(str(tmp_path))
+    storage.put("a", b"old")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.fsync", fail)
+    for put in (storage.put, storage.put_if_absent):
+        with pytest.raises(StorageFullError, match=f"{tmp_path}: cannot be written: it is full .*Make room and run the same"):
+            put("b", b"new")
+    assert storage.read("a") == b"old"
+    assert [found.uri for found in storage.list("")] == ["a"]
+
+
+def test_disk_that_is_mounted_read_only_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(source: str, target: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("os.link", fail)
+    with pytest.raises(ConfigError, match=f"{tmp_path}: cannot be written: .*; the disk is mounted read-only"):
+        Storage(str(tmp_path)).put_if_absent("a", b"")
