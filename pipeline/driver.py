@@ -18,6 +18,7 @@ import ray
 import yaml
 from ray import ObjectRef
 
+from pipeline import failpoints
 from pipeline.account import Account, ExitCode
 from pipeline.actors import ActorSpec, probe_batch
 from pipeline.admission import check_guarantees, check_output, check_recipe, check_settings
@@ -202,6 +203,7 @@ class Run:
     def _apply(self, event: Committed | Failed, schedule: Schedule) -> None:
         lease = event.lease
         if isinstance(event, Committed):
+            failpoints.reach("driver.before_acknowledge")
             schedule.committed(lease)
             self.unexpected += sum(rejection.reason == "unexpected" for rejection in event.summary.rejections)
             self._add(lease.shard, event.summary)
@@ -229,6 +231,7 @@ class Run:
         """Publish what is complete and choose the exit code."""
         if self.account.pending == 0 and not self.work.is_published(len(self.committed), self.account):
             self.status.state = "publishing"
+            failpoints.reach("publish.before_index")
             planned = (shard for g in generations for shard in read_shards(self.work.storage, g))
             self.work.publish(generations, [self.committed[shard.shard_id] for shard in planned], self.account)
         for shard_id, error in failures.items():

@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline import failpoints
 from pipeline.columns import cast_value, check_values
 from pipeline.dataset.shard_file import ShardFile
 from pipeline.errors import DatasetError
@@ -131,6 +132,7 @@ def publish_generation(
         "shards_file": shards_file,
         "rejected_file": rejected_file,
     }
+    failpoints.reach("plan.before_index")
     storage.put_if_absent(f"{folder}/index.json", json.dumps(index, indent=2).encode())
     return _read_generation(storage, f"{folder}/index.json")
 

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
+from pipeline import failpoints
 from pipeline.columns import column_schema
 from pipeline.config import JobConfig
 from pipeline.errors import TerminalError
@@ -150,6 +151,7 @@ class Planner(ABC, Generic[Found, Item]):
             findings[position] = files
             if all(item.version for item in batches[position]):  # else nothing tells whether they still hold later
                 self.storage.put(paths[position], self._dump(files))
+                failpoints.reach("plan.after_probe")
             self.on_probed(files, sum(map(len, lean)))
         for batch, found in zip(batches, findings, strict=True):
             assert found is not None, "probing left a batch out"

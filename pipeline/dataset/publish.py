@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from pipeline import failpoints
 from pipeline.dataset.card import dataset_card
 from pipeline.dataset.index import index_shard
 from pipeline.dataset.manifest import MANIFEST_PATH, IndexFile, Manifest
@@ -72,6 +73,7 @@ def publish_dataset(
                 quarantine.add(rejection)
         for rejection in rejections:
             quarantine.add(rejection)
+    failpoints.reach("publish.after_index")
     storage.put(QUARANTINE_PATH, quarantine.data)
     manifest = Manifest(
         num_samples=totals.rows,
@@ -88,7 +90,9 @@ def publish_dataset(
         index=pieces.finish(),
     )
     storage.put(CARD_PATH, dataset_card(manifest).encode())
+    failpoints.reach("publish.before_manifest")
     storage.put(MANIFEST_PATH, manifest.to_json())
+    failpoints.reach("publish.after_manifest")
     return manifest
 
 

@@ -23,9 +23,11 @@ from pipeline.storage.client import (
 )
 from pipeline.storage.faults import credential_problem, is_lost_race, is_transient, retry
 from pipeline.storage.folder import Storage
+from pipeline.storage.local import TEMPORARY_FOLDER
 
 __all__ = [
     "LISTING_TIMEOUT_S",
+    "TEMPORARY_FOLDER",
     "ObjectChangedError",
     "Storage",
     "StoredObject",

@@ -191,39 +191,38 @@ def put_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes, *, if_abse
     call(fs, "call_s3", "put_object", Bucket=bucket, Key=key, Body=data, Metadata=metadata, timeout_s=timeout_s, **condition)
 
 
-def list_objects(fs: fsspec.AbstractFileSystem, folder: str, what: str) -> list[tuple[str, dict[str, Any]]]:
-    """Path and description of every file below a folder; none where it is not there."""
-    if not _is_s3(fs):
+def list_objects(fs: fsspec.AbstractFileSystem, folder: str, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Path and description of every file below a folder; none where it is not there. S3 is read in pages."""
+    if _is_s3(fs):
+        yield from _list_pages(fs, folder, what)
+        return
 
-        def find() -> dict[str, dict[str, Any]]:
-            fs.invalidate_cache()
-            try:
-                found = call(fs, "find", folder, detail=True, timeout_s=LISTING_TIMEOUT_S)
-                return cast(dict[str, dict[str, Any]], found)
-            except FileNotFoundError:
-                return {}
-
-        return list(retry(what, find).items())
-    bucket, key, _ = fs.split_path(folder)
-    return _list_pages(fs, bucket, f"{key}/" if key else "", what)
-
-
-def _list_pages(fs: Any, bucket: str, prefix: str, what: str) -> list[tuple[str, dict[str, Any]]]:
-    """Page by page, so that a fault costs one page and a million objects cost few bytes each."""
-    found: list[tuple[str, dict[str, Any]]] = []
-    token: dict[str, Any] = {}
-    while True:
-        request = partial(call, fs, "call_s3", "list_objects_v2", Bucket=bucket, Prefix=prefix, **token)
+    def find() -> dict[str, dict[str, Any]]:
+        fs.invalidate_cache()
         try:
-            page = retry(what, request)
+            found = call(fs, "find", folder, detail=True, timeout_s=LISTING_TIMEOUT_S)
+            return cast(dict[str, dict[str, Any]], found)
+        except FileNotFoundError:
+            return {}
+
+    yield from retry(what, find).items()
+
+
+def _list_pages(fs: Any, folder: str, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    bucket, key, _ = fs.split_path(folder)
+    place: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{key}/" if key else ""}
+    while True:
+        try:
+            page = retry(what, partial(call, fs, "call_s3", "list_objects_v2", **place))
         except FileNotFoundError:  # no such bucket
-            return found
-        for item in page.get("Contents", []):
-            if not item["Key"].endswith("/"):
-                found.append((f"{bucket}/{item['Key']}", {"size": item["Size"], "ETag": item["ETag"]}))
-        if not page.get("IsTruncated"):
-            return found
-        token = {"ContinuationToken": page["NextContinuationToken"]}
+            return
+        entries = page.get("Contents", [])
+        for entry in entries:
+            if not entry["Key"].endswith("/"):  # what some tools put in place of a folder
+                yield f"{bucket}/{entry['Key']}", {"size": entry["Size"], "ETag": entry["ETag"]}
+        if not page.get("IsTruncated") or not entries:
+            return
+        place["StartAfter"] = entries[-1]["Key"]  # and not a token: a page can be asked for again
 
 
 def _is_s3(fs: fsspec.AbstractFileSystem) -> bool:

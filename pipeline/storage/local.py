@@ -9,6 +9,11 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.errors import ConfigError
+from pipeline.storage.client import StoredObject
+
+TEMPORARY_FOLDER = ".tmp"
+"""Of files that are being written."""
 # Disks without hard links: FAT, some network and FUSE mounts.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -16,7 +21,7 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 @contextlib.contextmanager
 def temporary_file(root: str, data: bytes) -> Iterator[str]:
     """A durable file on the output's own disk, outside every folder that readers list."""
-    folder = Path(root) / ".tmp"
+    folder = Path(root) / TEMPORARY_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / uuid.uuid4().hex
     try:
@@ -60,6 +65,24 @@ def has_links(root: str) -> bool:
             raise
         os.unlink(temporary + "-link")
         return True
+
+
+def walk(root: str, folder: str) -> Iterator[StoredObject]:
+    """The files below a folder, one after the other; ``uri`` holds the path relative to ``root``."""
+    with contextlib.ExitStack() as held:
+        try:
+            entries = held.enter_context(os.scandir(folder))
+        except FileNotFoundError:
+            return
+        except PermissionError as error:
+            raise ConfigError(f"{folder}: may not be listed: {error}") from error
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from walk(root, entry.path)
+                continue
+            with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                found = entry.stat()
+                yield StoredObject(entry.path[len(root) + 1 :], found.st_size, f"{found.st_mtime:.6f}")
 
 
 def _sync_folder(target: str) -> None:
