@@ -24,6 +24,7 @@ from pipeline.storage import (
     credential_problem,
     fetch_object,
     is_transient,
+    list_objects,
     object_version,
     open_filesystem,
     read_object,
@@ -56,7 +57,11 @@ def list_inputs(uri: str, options: dict[str, Any] | None = None, *, recursive: b
         if _WILDCARD.search(path) and not call(fs, "exists", path):
             folder = _WILDCARD.split(path)[0].rpartition("/")[0]
             return cast(dict[str, dict[str, Any]], call(fs, "glob", path, detail=True, timeout_s=LISTING_TIMEOUT_S))
-        try:
+        if recursive and not local:
+            objects = dict(list_objects(fs, path, f"list {uri}"))
+            if objects:
+                return objects
+        try:  # a disk, or a single file
             depth = None if recursive else 1
             found = call(fs, "find", path, maxdepth=depth, detail=True, timeout_s=LISTING_TIMEOUT_S)
             return cast(dict[str, dict[str, Any]], found)

@@ -62,7 +62,7 @@ class ShardFile(io.RawIOBase):
 
     def parquet(self) -> pq.ParquetFile:
         """The file's columns; the ranges of a row group are fetched together."""
-        return pq.ParquetFile(self, metadata=self.metadata(), pre_buffer=True)
+        return pq.ParquetFile(self, metadata=self.metadata(), pre_buffer=True, page_checksum_verification=True)
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Bytes ``offset`` to ``offset + length``. Raises: DatasetError: they are not all inside the file."""

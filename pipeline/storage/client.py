@@ -8,7 +8,7 @@ object that is put carries the hash of its content, which is compared when it is
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,23 +62,27 @@ class _Answer:
     xxh3: str | None
 
 
+def client_options(uri: str, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Options of a store's client: timeouts, no retries and no cache of its own, and what the user gives beside or instead."""
+    merged = dict(options or {})
+    if _scheme(uri) in ("s3", "s3a"):
+        merged["config_kwargs"] = {**_S3_CONFIG, **merged.get("config_kwargs", {})}
+        merged.setdefault("use_listings_cache", False)
+    return merged
+
+
 def open_filesystem(uri: str, options: dict[str, Any] | None = None) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem of a URI, with timeouts and without retries of its own, and the path inside it.
 
     Raises:
         ConfigError: the scheme is unknown, or its client is not installed.
     """
-    scheme = uri.split("://", 1)[0] if "://" in uri else "file"
-    options = dict(options or {})
-    if scheme in ("s3", "s3a"):
-        options["config_kwargs"] = {**_S3_CONFIG, **options.get("config_kwargs", {})}
-        options.setdefault("use_listings_cache", False)
     try:
-        fs, path = fsspec.core.url_to_fs(uri, **options)
+        fs, path = fsspec.core.url_to_fs(uri, **client_options(uri, options))
     except (ValueError, ImportError) as error:
-        raise ConfigError(f"{uri}: no filesystem for {scheme}://: {error}") from error
+        raise ConfigError(f"{uri}: no filesystem for {_scheme(uri)}://: {error}") from error
     if hasattr(fs, "retries"):
-        fs.retries = 2  # one more for a page of a long listing; for all else ours stand around it
+        fs.retries = 1  # ours stand around every request
     return fs, path
 
 
@@ -223,6 +227,10 @@ def _list_pages(fs: Any, folder: str, what: str) -> Iterator[tuple[str, dict[str
         if not page.get("IsTruncated") or not entries:
             return
         place["StartAfter"] = entries[-1]["Key"]  # and not a token: a page can be asked for again
+
+
+def _scheme(uri: str) -> str:
+    return uri.split("://", 1)[0] if "://" in uri else "file"
 
 
 def _is_s3(fs: fsspec.AbstractFileSystem) -> bool:

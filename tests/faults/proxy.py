@@ -43,6 +43,8 @@ class Rule:
     methods: tuple[str, ...] = ("GET", "HEAD", "PUT", "POST", "DELETE")
     path: str = ""
     """Part of the address, query included."""
+    after: int = 0
+    """So many requests of this kind pass first."""
     times: int | None = None
     """So often, then no more. None: for ever."""
     status: int = 403
@@ -55,6 +57,9 @@ class Rule:
         if self.kind in ("truncate", "shorten", "flip") and request.method != "GET":
             return False
         if dice.random() >= self.rate:
+            return False
+        if self.after:
+            self.after -= 1
             return False
         if self.times is not None:
             self.times -= 1

@@ -376,7 +376,7 @@ def test_unknown_scheme_is_a_config_error() -> None:
 def test_s3_has_bounded_retries_and_no_listing_cache(s3: ObjectStore) -> None:
     fs, path = open_filesystem(s3.uri("a/b"))
     assert path == "lab/a/b"
-    assert fs.retries == 2
+    assert fs.retries == 1
     assert fs.dircache.use_listings_cache is False
     assert fs.config_kwargs["read_timeout"] == 20
 
