@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3fs import S3FileSystem
 
+from pipeline.config import VaeConfig
+from pipeline.engine import describe_model
 from pipeline.errors import ConfigError, StorageFullError, TerminalError, TransientError
 from pipeline.inputs import fetch_input, read_input_range, stat_input
 from pipeline.storage import ObjectChangedError, Storage, read_span
 from tests.conftest import ObjectStore
 from tests.faults.proxy import KINDS, FaultProxy, Kind, Rule
+from tests.jobs.conftest import save_tiny_vae
 from tests.pipeline.fakes import FlakyFileSystem
 
 SMALL = os.urandom(5_000)
@@ -57,6 +61,47 @@ def test_fault_that_passes_changes_no_answer(
         proxy.rules = [Rule(kind, times=1)]
         assert read() == expected, name
         assert proxy.rules[0].times == 0 or (kind in ("truncate", "shorten") and name == "size"), name
+
+
+def test_fault_in_the_middle_of_a_long_listing_costs_one_page(
+    disturbed: Storage, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"data/{number}" for number in range(5)]
+    for name in names:
+        disturbed.put(name, b"")
+    call_s3 = S3FileSystem._call_s3
+
+    async def two_a_page(self: S3FileSystem, method: str, *others: Any, **arguments: Any) -> Any:
+        more = {"MaxKeys": 2} if method == "list_objects_v2" else {}
+        return await call_s3(self, method, *others, **arguments, **more)
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", two_a_page)
+    proxy.reset_counts()
+    proxy.rules = [Rule("slow_down", after=1, times=1)]
+    assert [found.uri for found in disturbed.list("data")] == names
+    assert proxy.requests == 4
+
+
+@pytest.mark.parametrize("kind", ["reset", "truncate", "slow_down"])
+def test_weights_are_read_through_faults(
+    disturbed: Storage, direct: Storage, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = save_tiny_vae(tmp_path / "vae")
+    for file in folder.iterdir():
+        direct.put(file.name, file.read_bytes())
+    config = VaeConfig(weights=direct.uri, dtype="float32", storage_options=disturbed.options)
+    proxy.rules = [Rule(kind, 0.5, times=3)]
+    assert describe_model(config).fingerprint == describe_model(VaeConfig(weights=str(folder), dtype="float32")).fingerprint
+    assert proxy.faults[kind] > 0
+
+
+def test_proxy_counts_what_passes(disturbed: Storage, proxy: FaultProxy) -> None:
+    disturbed.put("a", LARGE)
+    assert (proxy.requests, proxy.bytes_in, proxy.methods["PUT"]) == (1, len(LARGE), 1)
+    proxy.reset_counts()
+    disturbed.read_range("a", 7, 4321)
+    assert (proxy.requests, proxy.bytes_out) == (1, 4321)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -121,6 +121,28 @@ def test_listing_is_sorted_and_relative_and_of_files_only(storage: Storage) -> N
     assert storage.list("empty") == []
 
 
+def test_walk_finds_what_a_listing_finds(storage: Storage) -> None:
+    for name in ("data/b/2.parquet", "data/a/1.parquet", "data/notes.txt", "other/3.parquet"):
+        storage.put(name, name.encode())
+    for suffix in ("", ".parquet"):
+        found = sorted(storage.walk("data", suffix), key=lambda file: file.uri)
+        assert [(file.uri, file.size_bytes) for file in found] == [
+            (file.uri, file.size_bytes) for file in storage.list("data", suffix)
+        ]
+    assert list(storage.walk("empty")) == []
+
+
+def test_moved_file_is_whole_under_its_other_name_and_takes_no_one_elses(storage: Storage) -> None:
+    storage.put("a", b"1")
+    storage.put("taken", b"2")
+    storage.move("a", "trash/a")
+    assert storage.read("trash/a") == b"1"
+    assert not storage.exists("a")
+    with pytest.raises(FileExistsError, match="taken: exists"):
+        storage.move("trash/a", "taken")
+    assert storage.read("taken") == b"2"
+
+
 def test_listing_sees_what_was_put_a_moment_ago(storage: Storage) -> None:
     for number in range(3):
         storage.put(f"data/{number}", b"x")
