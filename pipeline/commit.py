@@ -7,7 +7,6 @@ from pathlib import Path
 
 from pipeline import failpoints
 from pipeline.dataset.writer import read_summary, shard_path
-from pipeline.errors import TransientError
 from pipeline.storage import Storage
 from pipeline.types import ShardSummary
 
@@ -25,7 +24,7 @@ def commit_shard(storage: Storage, spool: Path, summary: ShardSummary) -> ShardS
     """
     path = shard_path(summary.bucket_key, summary.index, summary.shard_id)
     failpoints.reach("commit.before_put")
-    if _put(storage, path, spool):
+    if storage.put_file_if_absent(path, spool):
         failpoints.reach("commit.after_put")
         return summary
     winner = read_summary(storage, path)
@@ -33,13 +32,3 @@ def commit_shard(storage: Storage, spool: Path, summary: ShardSummary) -> ShardS
     if winner.attempt_id != summary.attempt_id:
         logger.info("commit lost path=%s attempt=%s winner=%s", path, summary.attempt_id, winner.attempt_id)
     return winner
-
-
-def _put(storage: Storage, path: str, spool: Path) -> bool:
-    """Whether this attempt is known to have won; a put that failed may have taken effect all the same."""
-    try:
-        return storage.put_file_if_absent(path, spool)
-    except TransientError:
-        if not storage.exists(path):
-            raise
-        return False

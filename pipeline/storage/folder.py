@@ -177,7 +177,12 @@ class Storage:
             return True
         with self._explained_refusal():
             failpoints.reach("storage.before_put")
-            return self._put_if_absent(path, data)
+            try:
+                return self._put_if_absent(path, data)
+            except TransientError:  # each try failed, but one may have taken effect
+                if self.exists(path):
+                    return False
+                raise
 
     def put_file_if_absent(self, path: str, source: str | Path) -> bool:
         """``put_if_absent`` of a local file's bytes."""

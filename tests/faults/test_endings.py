@@ -160,6 +160,13 @@ def test_disk_that_is_full_ends_the_run_with_code_1(job: Job, tmp_path: Path, ca
 
 
 @pytest.mark.usefixtures("cluster")
+def test_machine_without_room_for_a_spool_file_costs_no_attempt(job: Job) -> None:
+    assert job.run("--encode.max_attempts", "1", armed="encode.after_clip=raise:ENOSPC") == ExitCode.COMPLETE
+    assert (job.folder / "reached").exists()
+    assert job.status["written"] == 1
+
+
+@pytest.mark.usefixtures("cluster")
 def test_secrets_reach_no_object_no_log_and_no_message(
     job: Job, proxy: FaultProxy, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:

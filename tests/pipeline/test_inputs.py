@@ -181,6 +181,13 @@ def test_store_that_does_not_answer_is_transient(flaky: type[FlakyFileSystem], t
         pass
 
 
+def test_machine_without_room_for_a_copy_blames_no_file(flaky: type[FlakyFileSystem], tmp_path: Path) -> None:
+    Storage("flaky://in").put("a", b"0")
+    flaky.faults += [Fault("info"), Fault("get_file", OSError(errno.ENOSPC, "No space left on device"))]
+    with pytest.raises(TransientError, match="no room on this machine for its copy"), fetch_input("flaky://in/a", None, tmp_path):
+        pass
+
+
 @pytest.mark.timeout(10)
 def test_pipe_is_refused_without_waiting_for_its_writer(tmp_path: Path) -> None:
     uri = str(tmp_path / "x.mp4")
