@@ -28,7 +28,7 @@ from ray.exceptions import (
 )
 
 from pipeline.black_box import BlackBox, BoxContents, read_box
-from pipeline.errors import RevokedError, TransientError
+from pipeline.errors import ENDS_THE_RUN, RevokedError, TransientError
 from pipeline.messages import AtWork, Lease
 from pipeline.schedule import LEASES_PER_ACTOR
 from pipeline.sources import SourceItem
@@ -57,10 +57,10 @@ def get_result(ref: ObjectRef) -> Any:
 
 
 def as_own_error(error: Exception) -> Exception:
-    """What a task's failure means: ``TransientError`` where the surroundings failed, else the error itself."""
+    """What a task's failure means: ``TransientError`` where the surroundings failed, what ends the run as it is."""
     if isinstance(error, LOST_TASK):
         return TransientError(f"a task was interrupted: {type(error).__name__}: {error}")
-    if isinstance(error, RayTaskError) and isinstance(error.cause, TransientError):
+    if isinstance(error, RayTaskError) and isinstance(error.cause, (TransientError, *ENDS_THE_RUN)):
         return error.cause
     return error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -11,6 +12,8 @@ from pipeline.errors import RunRefusedError
 from pipeline.plan_store import Generation
 from pipeline.recipe import Recipe
 from pipeline.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 _OF_A_RUN_THAT_DIED_EARLY = {"plan", "status.json", "run.yaml"}
 _RAY_COPY = "/runtime_resources/working_dir_files/"
@@ -42,6 +45,16 @@ def check_output(storage: Storage, generations: list[Generation], work: str) -> 
     others = [name for name in storage.names() if not name.startswith(".") and name not in _OF_A_RUN_THAT_DIED_EARLY]
     if others:
         raise RunRefusedError(f"{storage.uri} holds other files ({', '.join(others[:3])}); choose an empty folder as output.uri")
+
+
+def check_guarantees(storage: Storage) -> None:
+    """Say once what the output's store cannot promise. Raises: ConfigError: it cannot be written."""
+    if not storage.has_conditional_put:
+        logger.warning(
+            "no conditional put at %s: a shard that two actors finish at the same time is written twice, and the later one "
+            "stands; no work is given out twice, and no second run may be started here",
+            storage.uri,
+        )
 
 
 def check_recipe(storage: Storage, generations: list[Generation], recipe: Recipe) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from pipeline import failpoints
 from pipeline.dataset.writer import read_summary, shard_path
 from pipeline.storage import Storage
 from pipeline.types import ShardSummary
@@ -22,9 +23,12 @@ def commit_shard(storage: Storage, spool: Path, summary: ShardSummary) -> ShardS
         TransientError: storage does not answer; whether the shard is committed is not known.
     """
     path = shard_path(summary.bucket_key, summary.index, summary.shard_id)
+    failpoints.reach("commit.before_put")
     if storage.put_file_if_absent(path, spool):
+        failpoints.reach("commit.after_put")
         return summary
     winner = read_summary(storage, path)
+    failpoints.reach("commit.after_put")
     if winner.attempt_id != summary.attempt_id:
         logger.info("commit lost path=%s attempt=%s winner=%s", path, summary.attempt_id, winner.attempt_id)
     return winner

@@ -28,6 +28,13 @@ def _extension(value: str) -> str:
     return "." + value.lower().removeprefix(".")
 
 
+def _without_credentials(value: str) -> str:
+    if _USERINFO.search(value):
+        # Addresses are written into the plan, the dataset and the log.
+        raise ValueError("holds credentials (user:password@); give them by the environment or in storage_options")
+    return value
+
+
 def _split_keys(value: Any) -> Any:
     """One key, or several with commas between them, may stand without brackets."""
     return value.split(",") if isinstance(value, str) else value
@@ -35,6 +42,7 @@ def _split_keys(value: Any) -> Any:
 
 BucketKey = Annotated[str, AfterValidator(_bucket_key)]
 Extension = Annotated[str, AfterValidator(_extension)]
+Address = Annotated[str, AfterValidator(_without_credentials)]
 
 
 class Section(BaseModel):
@@ -44,7 +52,7 @@ class Section(BaseModel):
 class SourceConfig(Section):
     """Where a job's input comes from."""
 
-    uri: str
+    uri: Address
     """What to read, on any fsspec URL."""
     limit: PositiveInt | None = None
     """Plan so many new items at most. Also written --limit."""
@@ -55,7 +63,7 @@ class SourceConfig(Section):
 class DestinationConfig(Section):
     """Where a job's output goes."""
 
-    uri: str
+    uri: Address
     """Folder of the output, on any fsspec URL."""
     storage_options: StorageOptions = Field(default_factory=dict)
     """Passed to fsspec for the output."""
@@ -64,7 +72,7 @@ class DestinationConfig(Section):
 class InputConfig(SourceConfig):
     """Where the videos come from."""
 
-    uri: str
+    uri: Address
     """Folder, glob or single file of videos or of WebDataset tars, or table of videos (.jsonl, .csv, .parquet), on any
     fsspec URL. Tars may be written shard-{000000..000019}.tar, or listed one a line in a .txt file."""
     format: Literal["auto", "files", "table", "webdataset"] = "auto"
@@ -80,7 +88,7 @@ class InputConfig(SourceConfig):
 class OutputConfig(DestinationConfig):
     """Where the latents go, and in which form."""
 
-    uri: str
+    uri: Address
     """Folder of the dataset, on any fsspec URL."""
     dtype: Literal["float16", "bfloat16", "float32"] | None = None
     """Stored dtype of the latents. Unset: that of the model."""
@@ -99,7 +107,7 @@ class OutputConfig(DestinationConfig):
 class VaeConfig(Section):
     """The model."""
 
-    weights: str
+    weights: Address
     """Folder, fsspec URL or hub id of an AutoencoderKLCogVideoX: config.json and safetensors."""
     subfolder: str | None = None
     """Folder of the VAE inside the weights, usually vae for a whole pipeline."""

@@ -90,6 +90,7 @@ class DecodeWorker:
         self.spec = spec
         self.meter = meter
         self.storage = Storage(output.uri, output.storage_options)
+        self.storage.find_out_guarantees()
         self.engine = spec.make_engine()
         self.memory = MemoryLadder(self.engine.tighten, self.engine.is_out_of_memory)
 

@@ -18,11 +18,12 @@ import ray
 import yaml
 from ray import ObjectRef
 
+from pipeline import failpoints
 from pipeline.account import Account, ExitCode
 from pipeline.actors import ActorSpec, probe_batch
-from pipeline.admission import check_output, check_recipe, check_settings
+from pipeline.admission import check_guarantees, check_output, check_recipe, check_settings
 from pipeline.cluster import ClusterSession, count_actors, plan_actors, stop_grace_s, stop_on_signals
-from pipeline.errors import ConfigError, PipelineError, RunRefusedError, StoppedError, TransientError
+from pipeline.errors import ENDS_THE_RUN, ConfigError, PipelineError, RunRefusedError, StoppedError, TransientError
 from pipeline.messages import CapacityChanged, End, Event, GiveUp, Settle, StopAsked, Tick
 from pipeline.plan import ProbedFile
 from pipeline.plan_store import Generation, ShardRef, read_generations
@@ -57,6 +58,7 @@ def run_work(work: Work) -> ExitCode:
     check_recipe(storage, generations, work.recipe)
     check_settings(storage, generations, work.config)
     refuse_second_run(storage, takeover=control.takeover)
+    check_guarantees(storage)
     account = Account()
     stop = threading.Event()
     insist = 2 if control.takeover else 0
@@ -146,7 +148,10 @@ class Run:
         logger.info("actors=%d device=%s threads=%s", resources.actors, resources.device, resources.threads)
         spec = ActorSpec(make_worker=self.work.worker(generations, resources), log_level=config.run.log_level)
         limits = Limits(
-            max_attempts=config.work.max_attempts, batch_s=config.work.batch_timeout_s, stop_grace_s=stop_grace_s(config)
+            max_attempts=config.work.max_attempts,
+            batch_s=config.work.batch_timeout_s,
+            stop_grace_s=stop_grace_s(config),
+            has_twins=self.work.storage.has_conditional_put,
         )
         schedule = Schedule(pending, limits, time.monotonic)
         pool = ActorPool(resources, spec)
@@ -162,6 +167,7 @@ class Run:
                 if isinstance(outcome, GiveUp):
                     failures[outcome.shard.shard_id] = outcome.error
                 else:
+                    failpoints.reach("driver.before_acknowledge")
                     self.unexpected += sum(rejection.reason in UNEXPECTED for rejection in outcome.summary.rejections)
                     self.stock.add(outcome.summary)
         finally:
@@ -180,6 +186,7 @@ class Run:
         self.stock.checkpoint()
         if self.account.pending == 0 and not self.work.is_published(len(self.stock.committed), self.account):
             self.status.state = "publishing"
+            failpoints.reach("publish.before_index")
             self.work.publish(generations, self.stock.paths(generations), self.account)
         for shard_id, error in failures.items():
             logger.error("shard given up shard_id=%s error=%s", shard_id, error)
@@ -271,6 +278,8 @@ def _probe_batches(
             try:
                 yield position, ray.get(task)
             except ray.exceptions.RayError as error:
+                if isinstance(getattr(error, "cause", None), ENDS_THE_RUN):
+                    raise error.cause from None
                 tries[position] += 1
                 if tries[position] == PROBE_TRIES:
                     raise TransientError(

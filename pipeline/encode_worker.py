@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import tempfile
@@ -16,6 +17,7 @@ import ray
 import xxhash
 from ray import ObjectRef
 
+from pipeline import failpoints
 from pipeline.actors import Meter, get_result
 from pipeline.batching import MemoryLadder
 from pipeline.commit import commit_shard
@@ -24,7 +26,7 @@ from pipeline.dataset.schema import build_schema
 from pipeline.dataset.writer import ShardWriter
 from pipeline.decoder_process import DecoderProcess
 from pipeline.engine import Engine
-from pipeline.errors import TerminalError
+from pipeline.errors import TerminalError, TransientError
 from pipeline.feed import Decoded, DecodeFeed, DecodeOrder
 from pipeline.fetching import fetch_videos
 from pipeline.messages import Lease
@@ -110,6 +112,7 @@ class EncodeWorker:
         self.spec = spec
         self.meter = meter
         self.storage = Storage(output.uri, output.storage_options)
+        self.storage.find_out_guarantees()
         self.engine = spec.make_engine()
         self.memory = MemoryLadder(self.engine.tighten, self.engine.is_out_of_memory)
         self.schema = build_schema(logvar=output.logvar, first_frame=output.first_frame, passthrough=spec.columns)
@@ -122,7 +125,12 @@ class EncodeWorker:
         spool = Path(tempfile.gettempdir()) / f"latents-{lease.attempt_id}.parquet"
         try:
             with self._feed.order(read_items(self.storage, lease.shard, CLIP_ROWS)) as order:
+                failpoints.reach("encode.after_claim")
                 yield EncodeJob(self, lease, order, spool)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise TransientError(f"{spool}: no room on this machine for a shard's spool file: {error}") from error
         finally:
             spool.unlink(missing_ok=True)
 

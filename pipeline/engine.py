@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from cogvae.streams import from_uint8, to_uint8
 from cogvae.weights import WeightFiles, resolve_weights
 from pipeline.config import JobConfig, VaeConfig
 from pipeline.errors import ConfigError, TerminalError
+from pipeline.storage import client_options, retry
 from pipeline.types import Bucket, EncodedClip, Frames, StoredTensors, TensorBytes
 
 _LEAST_BUDGET_BYTES = 64 << 20
@@ -93,16 +95,20 @@ def find_weights(config: VaeConfig) -> WeightFiles:
     """The weight files on this machine, fetched if need be.
 
     Raises:
-        ConfigError: there are none, or they cannot be reached.
+        ConfigError: there are none, or they may not be read.
+        TransientError: the store does not deliver them.
     """
     try:
-        return resolve_weights(
+        resolve = functools.partial(
+            resolve_weights,
             config.weights,
             subfolder=config.subfolder,
             revision=config.revision,
             variant=config.variant,
-            storage_options=config.storage_options,
+            storage_options=client_options(config.weights, config.storage_options),
         )
+        # The hub's own client repeats by itself.
+        return retry(f"read vae.weights {config.weights}", resolve, local="://" not in config.weights)
     except (OSError, ValueError, ImportError) as error:
         hint = "A local copy is given by --vae.weights /path/to/folder, and --vae.subfolder if the VAE is inside it."
         raise ConfigError(f"vae.weights: {error} {hint}") from error

@@ -3,6 +3,7 @@
     PipelineError
     ├── ConfigError        the user's settings or input are wrong          -> exit code 2
     ├── RunRefusedError    this run must not start on this output          -> exit code 2
+    ├── StorageFullError   the output has no room left                     -> exit code 1, resumable
     ├── StoppedError       somebody asked the run to stop                  -> exit code 4
     ├── TransientError     storage, preemption, a lost worker              -> retried with backoff
     ├── ExhaustedError     the model has no memory left, nor anything smaller to try -> a fresh actor
@@ -28,6 +29,10 @@ class ConfigError(PipelineError):
 
 class RunRefusedError(PipelineError):
     """The output belongs to another recipe, or another run is alive on it."""
+
+
+class StorageFullError(PipelineError):
+    """The disk or the bucket's quota is used up. Nothing can be committed; whoever makes room may resume."""
 
 
 class StoppedError(PipelineError):
@@ -73,3 +78,7 @@ class TerminalError(PipelineError):
 
 class DatasetError(PipelineError):
     """A latent dataset that is incomplete, damaged, or not what was asked for."""
+
+
+ENDS_THE_RUN = (ConfigError, StorageFullError)
+"""What no other worker and no later attempt would meet with more luck: whoever meets it passes it on."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from pipeline.errors import TerminalError, TransientError
+from pipeline.errors import ENDS_THE_RUN, TerminalError, TransientError
 from pipeline.plan import PlannedClip
 from pipeline.tars.members import lie_together
 from pipeline.types import Clip, DecodedClip
@@ -130,6 +130,8 @@ class DecodeOrder:
             assert job.results is not None
             try:
                 return self._feed.fetch(job.results[position])
+            except ENDS_THE_RUN:
+                raise
             except Exception as error:
                 if attempt == DECODE_ATTEMPTS:
                     if isinstance(error, TransientError):

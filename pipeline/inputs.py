@@ -13,15 +13,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import ConfigError, PipelineError, TerminalError
-from pipeline.storage import StoredObject, is_transient, object_version, open_filesystem, retry
+from pipeline.errors import ConfigError, PipelineError, TerminalError, TransientError
+from pipeline.storage import (
+    LISTING_TIMEOUT_S,
+    ObjectChangedError,
+    StoredObject,
+    call,
+    credential_problem,
+    fetch_object,
+    is_transient,
+    list_objects,
+    object_version,
+    open_filesystem,
+    read_object,
+    read_span,
+    retry,
+    stat_object,
+)
 
 _WILDCARD = re.compile(r"[*?\[]")
 # What a local disk says of one file, where every other OSError may pass: a symlink loop, a device that is not there.
 _OF_THE_FILE = (errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP, errno.EOVERFLOW)
+_FETCHES = 3
 
 
 def list_inputs(uri: str, options: dict[str, Any] | None = None, *, recursive: bool = True) -> Iterator[StoredObject]:
@@ -39,11 +54,17 @@ def list_inputs(uri: str, options: dict[str, Any] | None = None, *, recursive: b
 
     def find() -> dict[str, dict[str, Any]]:
         nonlocal folder
-        if _WILDCARD.search(path) and not fs.exists(path):
+        if _WILDCARD.search(path) and not call(fs, "exists", path):
             folder = _WILDCARD.split(path)[0].rpartition("/")[0]
-            return cast(dict[str, dict[str, Any]], fs.glob(path, detail=True))
-        try:
-            return cast(dict[str, dict[str, Any]], fs.find(path, maxdepth=None if recursive else 1, detail=True))
+            return cast(dict[str, dict[str, Any]], call(fs, "glob", path, detail=True, timeout_s=LISTING_TIMEOUT_S))
+        if recursive and not local:
+            objects = dict(list_objects(fs, path, f"list {uri}"))
+            if objects:
+                return objects
+        try:  # a disk, or a single file
+            depth = None if recursive else 1
+            found = call(fs, "find", path, maxdepth=depth, detail=True, timeout_s=LISTING_TIMEOUT_S)
+            return cast(dict[str, dict[str, Any]], found)
         except FileNotFoundError:
             return {}
 
@@ -64,7 +85,7 @@ def stat_input(uri: str, options: dict[str, Any] | None = None) -> StoredObject:
     with _as_terminal(uri):
         fs, path = open_filesystem(uri, options)
         local = isinstance(fs, LocalFileSystem)
-        info = retry(f"stat {uri}", lambda: fs.info(path), local=local)
+        info = fs.info(path) if local else stat_object(fs, path, f"stat {uri}")
         if info["type"] == "directory":
             raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file")
         if local and info["type"] != "file":  # opening a pipe would wait for its writer for ever
@@ -77,31 +98,35 @@ def read_input(uri: str, options: dict[str, Any] | None = None) -> bytes:
     with _as_terminal(uri):
         fs, path = open_filesystem(uri, options)
         local = isinstance(fs, LocalFileSystem)
-        if local:
-            stat_input(uri, options)
-        return cast(bytes, retry(f"read {uri}", lambda: fs.cat_file(path), local=local))
+        if not local:
+            return read_object(fs, path, f"read {uri}")
+        stat_input(uri, options)
+        return cast(bytes, fs.cat_file(path))
 
 
-def read_input_range(uri: str, options: dict[str, Any] | None, offset: int, length: int) -> bytes:
+def read_input_range(uri: str, options: dict[str, Any] | None, offset: int, length: int, version: str | None = None) -> bytes:
     """Bytes ``offset`` to ``offset + length`` of one file.
 
+    Args:
+        version: what the file must be, as its listing gave it; held where the store is S3.
+
     Raises:
-        TerminalError: as ``stat_input``.
+        TerminalError: as ``stat_input``; or the file has another version.
         TransientError: the store does not deliver them; a local file that became shorter is an ``OSError``.
     """
     with _as_terminal(uri):
         fs, path = open_filesystem(uri, options)
         local = isinstance(fs, LocalFileSystem)
-        if local:
-            stat_input(uri, options)
-
-        def read() -> bytes:
-            data = cast(bytes, fs.cat_file(path, start=offset, end=offset + length))
-            if len(data) != length:
-                raise OSError(f"{path}: asked for {length} bytes at {offset}, got {len(data)}")
-            return data
-
-        return retry(f"read {uri}", read, local=local)
+        if not local:
+            try:
+                return read_span(fs, path, offset, length, f"read {uri}", version)
+            except ObjectChangedError as error:
+                raise TerminalError("fetch", "changed", f"{uri}: {error}; run again with --append to plan it anew") from error
+        stat_input(uri, options)
+        data = cast(bytes, fs.cat_file(path, start=offset, end=offset + length))
+        if len(data) != length:
+            raise OSError(f"{path}: asked for {length} bytes at {offset}, got {len(data)}")
+        return data
 
 
 @contextlib.contextmanager
@@ -114,20 +139,30 @@ def fetch_input(uri: str, options: dict[str, Any] | None, folder: str | Path) ->
         TerminalError: the file does not exist or may not be read.
         TransientError: the store does not deliver it.
     """
-    found = stat_input(uri, options)
-    fs, path = open_filesystem(uri, options)
+    with _as_terminal(uri):
+        fs, path = open_filesystem(uri, options)
     if isinstance(fs, LocalFileSystem):
+        found = stat_input(uri, options)
         with _as_terminal(uri), open(path, "rb"):  # says at once whether it can be read
             pass
         yield Path(path), found
         return
     copy = Path(folder) / uuid.uuid4().hex
     try:
-        with _as_terminal(uri):
-            retry(f"fetch {uri}", lambda: _download(fs, path, copy, found.size_bytes))
-        yield copy, found
+        yield copy, _fetch(uri, options, copy)
     finally:
         copy.unlink(missing_ok=True)
+
+
+def _fetch(uri: str, options: dict[str, Any] | None, copy: Path) -> StoredObject:
+    """Copy one version of a remote file, and say which."""
+    for _ in range(_FETCHES):
+        found = stat_input(uri, options)
+        with contextlib.suppress(ObjectChangedError), _as_terminal(uri):
+            fs, path = open_filesystem(uri, options)
+            fetch_object(fs, path, copy, found, f"fetch {uri}")
+            return found
+    raise TerminalError("fetch", "changed", f"{uri}: was replaced {_FETCHES} times while it was copied; let it come to rest")
 
 
 @contextlib.contextmanager
@@ -138,15 +173,21 @@ def _as_terminal(uri: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise TerminalError("fetch", "not_found", f"{uri}: no such file") from error
     except PermissionError as error:
+        _raise_for_surroundings(uri, error)
         raise TerminalError("fetch", "not_permitted", f"{uri}: may not be read: {error}") from error
+    except ObjectChangedError:
+        raise
     except Exception as error:
+        _raise_for_surroundings(uri, error)
         may_pass = is_transient(error) and getattr(error, "errno", None) not in _OF_THE_FILE
         if may_pass or (isinstance(error, PipelineError) and not isinstance(error, ConfigError)):
             raise
         raise TerminalError("fetch", "unreadable", f"{uri}: cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _download(fs: fsspec.AbstractFileSystem, path: str, copy: Path, size_bytes: int) -> None:
-    fs.get_file(path, str(copy))
-    if copy.stat().st_size != size_bytes:  # some clients end a broken transfer without an error
-        raise OSError(f"{path}: expected {size_bytes} bytes, got {copy.stat().st_size}")
+def _raise_for_surroundings(uri: str, error: Exception) -> None:
+    """A credential that ran out says nothing about a file, nor does a full disk here."""
+    if problem := credential_problem(error):
+        raise ConfigError(f"{uri}: may not be read: {error}; {problem}") from error
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        raise TransientError(f"{uri}: no room on this machine for its copy: {error}") from error

@@ -17,6 +17,7 @@ from typing import Any, Generic
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline import failpoints
 from pipeline.columns import columns_array
 from pipeline.plan import Item, PlannedShard
 from pipeline.plan_rows import RowFormat
@@ -53,7 +54,7 @@ class _Parts:
         if self._writer is None:
             self.files.append(f"{self._stem}-{len(self.files):05d}.parquet")
             self._sink = pa.BufferOutputStream()
-            self._writer = pq.ParquetWriter(self._sink, self.schema, compression="zstd")
+            self._writer = pq.ParquetWriter(self._sink, self.schema, compression="zstd", write_page_checksum=True)
             self._rows = self._groups = 0
         self._writer.write_table(table, row_group_size=max(1, len(table)))
         self._rows += len(table)
@@ -146,6 +147,7 @@ class GenerationWriter(Generic[Item]):
             "rejected_files": self._rejected.files,
         }
         path = index_path(self.number)
+        failpoints.reach("plan.before_index")
         self._storage.put_if_absent(path, json.dumps(index, indent=2).encode())
         return read_generation(self._storage, path)
 

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
+from pipeline import failpoints
 from pipeline.columns import ColumnTypes
 from pipeline.config import JobConfig
 from pipeline.errors import TerminalError
@@ -166,6 +167,7 @@ class Planner(ABC, Generic[Found, Item]):
             self._num_asked += len(files) - len(lean[which])  # a tar has as many as are found in it
             if part.is_whole and part.is_versioned:  # else nothing tells whether they still hold later
                 self.storage.put(part.path, self._dump(part.findings))
+                failpoints.reach("plan.after_probe")
             self.on_probed(files, self._num_asked)
 
     def _read_kept(self, part: _Part[Found]) -> list[list[Found] | None]:

@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.actors import ActorSpec, Birth, Progress, VaeActor, open_black_box
 from pipeline.black_box import BoxContents
 from pipeline.cluster import ActorResources
-from pipeline.errors import ConfigError, ExhaustedError, RevokedError, TransientError
+from pipeline.errors import ENDS_THE_RUN, ExhaustedError, RevokedError, TransientError
 from pipeline.messages import (
     ActorFailedToStart,
     ActorLost,
@@ -189,10 +189,10 @@ class ActorPool:
             self._events.append(ShardCommitted(actor=slot.number, lease=lease, summary=future.result()))
             return
         cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, ENDS_THE_RUN):
+            raise cause
         failure: Failure
         match cause:
-            case ConfigError():
-                raise cause
             case RevokedError():
                 failure = "revoked"
             case ExhaustedError():

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from pipeline.errors import TerminalError, TransientError
+from pipeline.errors import ENDS_THE_RUN, TerminalError, TransientError
 from pipeline.inputs import fetch_input, read_input
 from pipeline.plan import ProbedVideo
 from pipeline.sidecars import parse_sidecar
@@ -79,6 +79,8 @@ def look_at_items(
                 continue
             try:
                 findings[position] = look(item)
+            except ENDS_THE_RUN:
+                raise
             except Exception as error:
                 logger.warning("probing failed uri=%s attempt=%d error=%s", item.uri, attempt + 1, error)
                 failed[position] = error

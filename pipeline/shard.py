@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from pipeline import failpoints
 from pipeline.batching import BatchRunner, MemoryLadder, Outcome
 from pipeline.config import EncodeConfig
 from pipeline.dataset.schema import build_row
@@ -68,6 +69,7 @@ class ShardEncoder:
         if _is_sampled(planned.clip.sample_id, self.config.qa_share):
             result = replace(result, psnr=self._measure_psnr(planned.clip, decoded, result))
         self.writer.write(build_row(planned.clip, result, planned.columns))
+        failpoints.reach("encode.after_clip")
 
     def _measure_psnr(self, clip: Clip, decoded: DecodedClip, encoded: EncodedClip) -> float | None:
         try:

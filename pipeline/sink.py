@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from pipeline.errors import TerminalError, TransientError
+from pipeline.errors import ENDS_THE_RUN, TerminalError, TransientError
 from pipeline.types import Frames
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,8 @@ class FrameSink(Generic[Item, Result]):
         for attempt in range(1, WRITE_ATTEMPTS + 1):
             try:
                 return self.wait(writing.task)
+            except ENDS_THE_RUN:
+                raise
             except Exception as error:
                 if attempt == WRITE_ATTEMPTS:
                     if isinstance(error, TransientError):

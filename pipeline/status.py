@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.errors import RunRefusedError
+from pipeline.errors import PipelineError, RunRefusedError
 from pipeline.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,11 @@ class RunStatus:
         """Write the outcome; no heartbeat follows it."""
         self.__exit__(None, None, None)
         self.state = state
-        if self._is_ours():
-            self._write({"exit_code": exit_code, "detail": detail})
+        try:
+            if self._is_ours():
+                self._write({"exit_code": exit_code, "detail": detail})
+        except PipelineError as error:  # the outcome stands in the log and the exit code too
+            logger.error("status.json could not be written, and still says that the run is alive error=%s", error)
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):

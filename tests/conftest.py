@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,8 @@ from hypothesis import HealthCheck, settings
 
 from pipeline.errors import PipelineError
 from pipeline.storage import Storage
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Time says nothing about an example on a machine that others use too.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -60,6 +64,29 @@ def _require(name: str, *, is_there: bool, what: str) -> None:
     if os.environ.get(f"REQUIRE_{name}") == "1":
         pytest.fail(f"needs {what}, and REQUIRE_{name}=1 forbids skipping", pytrace=False)
     pytest.skip(f"needs {what}")
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One private Ray for all tests that drive a run in this process. Starting one takes seconds."""
+    import ray
+
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled")
+    ray.init(
+        address="local",
+        num_cpus=3,
+        include_dashboard=False,
+        logging_level="warning",
+        log_to_driver=False,
+        object_store_memory=256 << 20,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+    yield
+    with warnings.catch_warnings():
+        # Ray leaves its processes' Popen objects to the garbage collector while they are still ending.
+        warnings.simplefilter("ignore", ResourceWarning)
+        ray.shutdown()
+        gc.collect()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from pipeline import failpoints
 from pipeline.dataset.card import dataset_card
 from pipeline.dataset.index import index_shard
 from pipeline.dataset.manifest import MANIFEST_PATH, IndexFile, Manifest
@@ -77,6 +78,7 @@ def publish_dataset(
             quarantine.add(rejection)
     if num_samples not in (None, totals.rows):
         raise DatasetError(f"{storage.uri}: the shards hold {totals.rows} rows, but {num_samples} were committed")
+    failpoints.reach("publish.after_index")
     storage.put(QUARANTINE_PATH, quarantine.data)
     manifest = Manifest(
         num_samples=totals.rows,
@@ -93,7 +95,9 @@ def publish_dataset(
         index=pieces.finish(),
     )
     storage.put(CARD_PATH, dataset_card(manifest).encode())
+    failpoints.reach("publish.before_manifest")
     storage.put(MANIFEST_PATH, manifest.to_json())
+    failpoints.reach("publish.after_manifest")
     return manifest
 
 

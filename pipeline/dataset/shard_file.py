@@ -63,7 +63,7 @@ class ShardFile(io.RawIOBase):
 
     def parquet(self) -> pq.ParquetFile:
         """The file's columns; the ranges of a row group are fetched together."""
-        return pq.ParquetFile(self, metadata=self.metadata(), pre_buffer=True)
+        return pq.ParquetFile(self, metadata=self.metadata(), pre_buffer=True, page_checksum_verification=True)
 
     def row_group(self, number: int) -> pa.Table:
         """All columns of one row group, fetched in one request and decoded in this thread.

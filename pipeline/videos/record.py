@@ -10,6 +10,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pipeline import failpoints
 from pipeline.errors import DatasetError
 from pipeline.storage import Storage
 from pipeline.types import Rejection, ShardSummary
@@ -65,6 +66,7 @@ def commit_videos(storage: Storage, summary: ShardSummary, videos: list[VideoRec
     """
     path = done_path(summary.bucket_key, summary.index, summary.shard_id)
     record = {"format_version": FORMAT_VERSION, "shard": asdict(summary), "videos": [asdict(video) for video in videos]}
+    failpoints.reach("commit.before_put")
     if storage.put_if_absent(path, json.dumps(record, ensure_ascii=False, allow_nan=False).encode()):
         return summary
     return read_record(storage, path)[0]

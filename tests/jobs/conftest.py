@@ -1,13 +1,11 @@
-"""A small real run: three real clips, a tiny real model, and one cluster for all tests of this folder."""
+"""A small real run: four real clips and a tiny real model."""
 
 from __future__ import annotations
 
 import functools
-import gc
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,12 +30,15 @@ GOOD_CLIPS = ("bunny_wakes_up.mp4", "cockatoo_looks_up.mkv", "bunny_stretches.we
 
 @pytest.fixture(scope="session")
 def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_vae(tmp_path_factory.mktemp("vae"))
+
+
+def save_tiny_vae(folder: Path) -> Path:
     """Weights of the real architecture, as small as it gets, with norms and biases that do something."""
     torch.manual_seed(7)
     vae = AutoencoderKLCogVideoX(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
     for parameter in vae.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    folder = tmp_path_factory.mktemp("vae")
     vae.save_pretrained(folder)
     return folder
 
@@ -111,29 +112,6 @@ def ray_tmp() -> Iterator[Path]:
     folder.mkdir()
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One private Ray for all tests that drive a run in this process."""
-    import ray
-
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled")
-    ray.init(
-        address="local",
-        num_cpus=3,
-        include_dashboard=False,
-        logging_level="warning",
-        log_to_driver=False,
-        object_store_memory=256 << 20,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-    )
-    yield
-    with warnings.catch_warnings():
-        # Ray leaves its processes' Popen objects to the garbage collector while they are still ending.
-        warnings.simplefilter("ignore", ResourceWarning)
-        ray.shutdown()
-        gc.collect()
 
 
 def run_encode(config: RunConfig, make_engine: Callable[..., Engine] = load_engine) -> ExitCode:

@@ -18,7 +18,7 @@ def output(tmp_path: Path) -> Storage:
 @pytest.fixture
 def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FlakyFileSystem]]:
     """The ``flaky://`` store, empty and without faults; retries do not wait."""
-    monkeypatch.setattr("pipeline.storage._FIRST_DELAY_S", 0.0)
+    monkeypatch.setattr("pipeline.storage.faults._FIRST_DELAY_S", 0.0)
     FlakyFileSystem.reset()
     yield FlakyFileSystem
     FlakyFileSystem.reset()

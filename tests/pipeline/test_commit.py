@@ -74,13 +74,20 @@ def test_put_that_failed_is_made_again(flaky: type[FlakyFileSystem], tmp_path: P
     assert commit_shard(Storage("flaky://out"), spool, summary) == summary
 
 
+def test_put_that_never_succeeds_but_once_took_effect_is_a_commit(flaky: type[FlakyFileSystem], tmp_path: Path) -> None:
+    spool, summary = write_attempt(tmp_path, "first")
+    flaky.faults += [Fault("pipe_file", TimeoutError(), after=True), *[Fault("pipe_file", TimeoutError())] * 7]
+    assert commit_shard(Storage("flaky://out"), spool, summary) == summary
+
+
 def test_store_that_does_not_answer_leaves_the_commit_unknown_and_the_next_attempt_settles_it(
     flaky: type[FlakyFileSystem], tmp_path: Path
 ) -> None:
     storage = Storage("flaky://out")
     spool, summary = write_attempt(tmp_path, "first")
-    flaky.faults += [Fault("pipe_file", TimeoutError(), after=True), *[Fault("pipe_file", TimeoutError())] * 4]
-    with pytest.raises(TransientError, match=r"put .*part-000000-0123abcd\.parquet: failed 5 times, last by TimeoutError"):
+    flaky.faults += [Fault("pipe_file", TimeoutError(), after=True), *[Fault("pipe_file", TimeoutError())] * 7]
+    flaky.faults += [Fault("info", TimeoutError())] * 8
+    with pytest.raises(TransientError, match=r"info .*part-000000-0123abcd\.parquet: failed 8 times, last by TimeoutError"):
         commit_shard(storage, spool, summary)
     second_spool, second = write_attempt(tmp_path, "second")
     assert commit_shard(storage, second_spool, second) == summary

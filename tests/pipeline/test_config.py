@@ -8,6 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from pipeline.command_line import parse_command_line
 from pipeline.config import RunConfig, redact
 
 
@@ -38,6 +39,15 @@ def test_secrets_are_not_among_the_public_settings() -> None:
     assert not [secret for secret in ("AKIA", "s3cr3t", "t0k3n", "pa55") if secret in written]
     assert written.count("http://x") == 3
     assert config.input.storage_options["secret"] == "s3cr3t"  # the settings themselves keep it
+
+
+def test_address_with_a_password_is_refused_and_the_message_does_not_repeat_it(capsys: pytest.CaptureFixture[str]) -> None:
+    others = ["--output.uri", "o", "--vae.weights", "w"]
+    with pytest.raises(SystemExit):
+        parse_command_line(["--input.uri", "sftp://me:pa55@host/x", *others], RunConfig, "about")
+    said = capsys.readouterr().err
+    assert "input.uri: holds credentials (user:password@); give them by the environment or in storage_options" in said
+    assert "pa55" not in said
 
 
 def test_redaction_leaves_names_and_harmless_values() -> None:

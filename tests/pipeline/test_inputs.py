@@ -168,7 +168,7 @@ def test_short_download_is_noticed_and_made_again(flaky: type[FlakyFileSystem], 
 
 def test_download_that_stays_short_is_transient_and_leaves_nothing(flaky: type[FlakyFileSystem], tmp_path: Path) -> None:
     Storage("flaky://in").put("a", b"0123456789")
-    flaky.faults += [Fault("info"), *[Fault("get_file", cut_bytes=3)] * 5]
+    flaky.faults += [Fault("info"), *[Fault("get_file", cut_bytes=3)] * 8]
     with pytest.raises(TransientError, match="expected 10 bytes, got 7"), fetch_input("flaky://in/a", None, tmp_path):
         pass
     assert os.listdir(tmp_path) == []
@@ -176,8 +176,15 @@ def test_download_that_stays_short_is_transient_and_leaves_nothing(flaky: type[F
 
 def test_store_that_does_not_answer_is_transient(flaky: type[FlakyFileSystem], tmp_path: Path) -> None:
     Storage("flaky://in").put("a", b"0")
-    flaky.faults += [Fault("info", OSError(errno.EBUSY, "slow down"))] * 5
-    with pytest.raises(TransientError, match="failed 5 times"), fetch_input("flaky://in/a", None, tmp_path):
+    flaky.faults += [Fault("info", OSError(errno.EBUSY, "slow down"))] * 8
+    with pytest.raises(TransientError, match="failed 8 times"), fetch_input("flaky://in/a", None, tmp_path):
+        pass
+
+
+def test_machine_without_room_for_a_copy_blames_no_file(flaky: type[FlakyFileSystem], tmp_path: Path) -> None:
+    Storage("flaky://in").put("a", b"0")
+    flaky.faults += [Fault("info"), Fault("get_file", OSError(errno.ENOSPC, "No space left on device"))]
+    with pytest.raises(TransientError, match="no room on this machine for its copy"), fetch_input("flaky://in/a", None, tmp_path):
         pass
 
 

@@ -102,7 +102,7 @@ def test_listed_problem_is_a_finding(folder: Path) -> None:
 
 def test_store_that_does_not_answer_is_no_finding(flaky: type[FlakyFileSystem], tmp_path: Path) -> None:
     Storage("flaky://in").put("a.mp4", b"video")
-    flaky.faults += [Fault("info", OSError(errno.EBUSY, "slow down"))] * 5
+    flaky.faults += [Fault("info", OSError(errno.EBUSY, "slow down"))] * 8
     with pytest.raises(TransientError):
         probe_item(SourceItem(uri="flaky://in/a.mp4"), FakeProber(), {}, str(tmp_path))
 

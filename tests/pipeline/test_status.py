@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -182,3 +183,16 @@ def test_run_that_was_taken_over_stops_and_writes_no_more(output: Storage, monke
         assert stop.wait(10)
         run.finish("stopped", 4)
     assert output.read_json(STATUS_PATH)["run_id"] == "another run"
+
+
+def test_end_that_cannot_be_written_does_not_hide_the_outcome(
+    output: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with RunStatus(output, dict) as run:
+        monkeypatch.setattr("os.replace", refuse)
+        run.finish("failed", 1, "the disk is full")
+    assert "status.json could not be written" in caplog.text
+
+
+def refuse(source: str, target: str) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -19,7 +19,7 @@ import aiohttp
 import pytest
 from s3fs import S3FileSystem
 
-from pipeline.errors import ConfigError, TransientError
+from pipeline.errors import ConfigError, StorageFullError, TransientError
 from pipeline.storage import Storage, is_lost_race, is_transient, object_version, open_filesystem
 from tests.conftest import ObjectStore
 from tests.pipeline.fakes import Fault, FlakyFileSystem
@@ -105,7 +105,7 @@ def test_missing_file_is_file_not_found(storage: Storage) -> None:
 
 
 def test_range_beyond_the_end_is_no_short_answer(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.storage._FIRST_DELAY_S", 0.0)
+    monkeypatch.setattr("pipeline.storage.faults._FIRST_DELAY_S", 0.0)
     storage.put("a", b"0123")
     with pytest.raises((TransientError, OSError), match="asked for 4 bytes at 2, got 2"):
         storage.read_range("a", 2, 4)
@@ -119,6 +119,28 @@ def test_listing_is_sorted_and_relative_and_of_files_only(storage: Storage) -> N
     assert [file.size_bytes for file in found] == [16, 16]
     assert all(file.version for file in found)
     assert storage.list("empty") == []
+
+
+def test_walk_finds_what_a_listing_finds(storage: Storage) -> None:
+    for name in ("data/b/2.parquet", "data/a/1.parquet", "data/notes.txt", "other/3.parquet"):
+        storage.put(name, name.encode())
+    for suffix in ("", ".parquet"):
+        found = sorted(storage.walk("data", suffix), key=lambda file: file.uri)
+        assert [(file.uri, file.size_bytes) for file in found] == [
+            (file.uri, file.size_bytes) for file in storage.list("data", suffix)
+        ]
+    assert list(storage.walk("empty")) == []
+
+
+def test_moved_file_is_whole_under_its_other_name_and_takes_no_one_elses(storage: Storage) -> None:
+    storage.put("a", b"1")
+    storage.put("taken", b"2")
+    storage.move("a", "trash/a")
+    assert storage.read("trash/a") == b"1"
+    assert not storage.exists("a")
+    with pytest.raises(FileExistsError, match="taken: exists"):
+        storage.move("trash/a", "taken")
+    assert storage.read("taken") == b"2"
 
 
 def test_listing_sees_what_was_put_a_moment_ago(storage: Storage) -> None:
@@ -317,11 +339,11 @@ def test_transient_fault_is_tried_again(flaky: type[FlakyFileSystem], error: Exc
 def test_fault_that_stays_ends_as_transient_error_with_its_cause(flaky: type[FlakyFileSystem]) -> None:
     flaky.faults += [Fault("cat_file", ConnectionResetError("gone"))] * 9
     with pytest.raises(
-        TransientError, match=r"read flaky:///?out/a: failed 5 times, last by ConnectionResetError: gone"
+        TransientError, match=r"read flaky:///?out/a: failed 8 times, last by ConnectionResetError: gone"
     ) as caught:
         Storage("flaky://out").read("a")
     assert isinstance(caught.value.__cause__, ConnectionResetError)
-    assert flaky.calls.count("cat_file") == 5
+    assert flaky.calls.count("cat_file") == 8
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("a"), IsADirectoryError("a"), KeyError("a")], ids=repr)
@@ -376,9 +398,9 @@ def test_unknown_scheme_is_a_config_error() -> None:
 def test_s3_has_bounded_retries_and_no_listing_cache(s3: ObjectStore) -> None:
     fs, path = open_filesystem(s3.uri("a/b"))
     assert path == "lab/a/b"
-    assert fs.retries == 2
+    assert fs.retries == 1
     assert fs.dircache.use_listings_cache is False
-    assert fs.config_kwargs["read_timeout"] == 30
+    assert fs.config_kwargs["read_timeout"] == 20
 
 
 def test_version_is_the_etag_or_the_modification_time(tmp_path: Path) -> None:
@@ -398,18 +420,26 @@ def test_walking_gives_what_listing_gives(storage: Storage) -> None:
         assert walked == storage.list(folder, suffix), folder
 
 
-def test_walking_s3_takes_page_after_page_and_repeats_one_that_failed(on_s3: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.storage._FIRST_DELAY_S", 0.0)
-    for number in range(5):
-        on_s3.put(f"data/{number}", b"x")
-    call_s3, asked = on_s3._fs.call_s3, []
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_is_said_so_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    storage = Storage(str(tmp_path))
+    storage.put("a", b"old")
 
-    def two_at_a_time(method: str, **arguments: Any) -> Any:
-        asked.append(arguments.get("StartAfter", "").rpartition("/")[2])
-        if len(asked) == 2:
-            raise OSError(errno.EBUSY, "SlowDown")
-        return call_s3(method, MaxKeys=2, **arguments)
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(on_s3._fs, "call_s3", two_at_a_time)
-    assert [stored.uri for stored in on_s3.walk("data")] == [f"data/{number}" for number in range(5)]
-    assert asked == ["", "1", "1", "3"]
+    monkeypatch.setattr("os.fsync", fail)
+    for put in (storage.put, storage.put_if_absent):
+        with pytest.raises(StorageFullError, match=f"{tmp_path}: cannot be written: it is full .*Make room and run the same"):
+            put("b", b"new")
+    assert storage.read("a") == b"old"
+    assert [found.uri for found in storage.list("")] == ["a"]
+
+
+def test_disk_that_is_mounted_read_only_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(source: str, target: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("os.link", fail)
+    with pytest.raises(ConfigError, match=f"{tmp_path}: cannot be written: .*; the disk is mounted read-only"):
+        Storage(str(tmp_path)).put_if_absent("a", b"")

@@ -331,7 +331,7 @@ def test_store_that_does_not_answer_is_no_fault_of_the_latent(
     fill(flaky, f"a{suffix}", file_bytes(make_latent(), suffix))
     (planned,) = plan_all(configure("flaky://bucket"))
     reader = LatentReader()
-    flaky.faults[:] = [Fault("cat_file", OSError("down"))] * 5
+    flaky.faults[:] = [Fault("cat_file", OSError("down"))] * 8
     with pytest.raises(TransientError, match="down"):
         reader.read(planned)
     assert torch.equal(reader.read(planned), make_latent())
