@@ -181,9 +181,9 @@ class WorkConfig(Section):
     """Clips per forward pass. The first thing to lower when the GPU runs out of memory."""
     max_attempts: PositiveInt = 3
     """Times that one shard is tried before the run gives it up."""
-    batch_timeout_s: PositiveFloat = 900
+    batch_timeout_s: PositiveFloat = 1800
     """Longest that the model may take for one batch: an actor that takes longer is killed and replaced. One that only
-    waits, for its input or for storage, has four times as long."""
+    waits, for its input or for storage, has four times as long. Minutes are enough on a GPU; a few cores may need an hour."""
     deterministic: bool = False
     """Ask for bit-equal results on a GPU, at some cost in speed. A CPU is always deterministic."""
 

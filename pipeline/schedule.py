@@ -63,7 +63,7 @@ class Limits:
 
     max_attempts: int = 3
     """Charged failures of one shard."""
-    batch_s: float = 900.0
+    batch_s: float = 1800.0
     """The model may take so long for one batch; waiting for input or storage may take four times as long."""
     answer_s: float = 120.0
     """An actor that does not answer for so long is hung. It answers beside its work, in milliseconds."""
