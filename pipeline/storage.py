@@ -234,7 +234,8 @@ class Storage:
                 return
             entries = page.get("Contents", [])
             for entry in entries:
-                yield StoredObject(entry["Key"][skip:], int(entry["Size"]), object_version(entry))
+                if not entry["Key"].endswith("/"):  # a folder that some tools mark by an empty object
+                    yield StoredObject(entry["Key"][skip:], int(entry["Size"]), object_version(entry))
             if not page.get("IsTruncated") or not entries:
                 return
             place["StartAfter"] = entries[-1]["Key"]  # and not a token: a page can be asked for again
