@@ -29,9 +29,10 @@ from pipeline.dataset import DatasetInfo, ShardWriter, build_row, build_schema, 
 from pipeline.dataset.writer import DATA_FOLDER
 from pipeline.engine import ModelInfo
 from pipeline.errors import TerminalError
-from pipeline.plan import ProbedVideo
+from pipeline.plan import PlannedClip, ProbedVideo
 from pipeline.plan_rows import CLIP_ROWS
 from pipeline.plan_store import Generation, ShardRef, read_generations, read_items, read_rejections, read_shards
+from pipeline.plan_writer import GenerationWriter
 from pipeline.planning import Batch
 from pipeline.recipe import LatentRecipe
 from pipeline.sources import SourceItem, SourceListing
@@ -41,7 +42,7 @@ from pipeline.types import Bucket, Clip, Crop, EncodedClip, ShardSummary, Tensor
 
 MODEL = ModelInfo(fingerprint="bench", latent_channels=16, spatial_ratio=8, temporal_ratio=4, scaling_factor=0.7)
 BUCKETS = ("49x480x720@8", "49x720x480@8", "81x480x720@16")
-BAD_EVERY, TWICE_EVERY, APPENDED = 100, 1000, 1000
+BAD_EVERY, TWICE_EVERY, APPENDED, CLIPS_PER_SHARD = 100, 1000, 1000, 34
 
 
 @dataclass(slots=True, kw_only=True)
@@ -156,29 +157,46 @@ class MadeUpWork:
 
     def read_summary(self, path: str, size_bytes: int) -> ShardSummary:
         self.num_footers += 1
-        return make_summary(path.rpartition("-")[2].partition(".")[0], 40)
+        return make_summary(path.rpartition("-")[2].partition(".")[0], 40, 180_000_000)
 
 
 def path_of(shard: ShardRef) -> str:
     return shard_path(shard.bucket_key, shard.index, shard.shard_id)
 
 
-def make_summary(shard_id: str, num_rows: int) -> ShardSummary:
+def make_summary(shard_id: str, num_rows: int, size_bytes: int) -> ShardSummary:
     identity = {"generation": 0, "index": 0, "bucket_key": BUCKETS[0], "attempt_id": "bench", "recipe": "bench"}
-    return ShardSummary(shard_id=shard_id, num_rows=num_rows, size_bytes=180_000_000, **identity)  # type: ignore[arg-type]
+    return ShardSummary(shard_id=shard_id, num_rows=num_rows, size_bytes=size_bytes, **identity)  # type: ignore[arg-type]
 
 
 def resume(folder: Path, clips: int) -> dict[str, Any]:
-    """Two starts on an output where all is committed: without checkpoints, and with what the first wrote."""
-    work = MadeUpWork(CommittedStorage(folder))
+    """Two starts on an output where all is committed: without checkpoints, and with what the first wrote.
+
+    The plan has as many shards as the clips would make; one clip stands for all of a shard's.
+    """
+    output = folder / "resume"
+    _plan_shards(Storage(str(output)), max(1, clips // CLIPS_PER_SHARD))
+    work = MadeUpWork(CommittedStorage(output))
     found: dict[str, Any] = {"shards": work.storage.generation.num_shards}
     for name in ("cold", "checkpointed"):
-        work.num_footers, start = 0, time.perf_counter()
+        work.num_footers, start, cpu = 0, time.perf_counter(), time.process_time()
         stock = Stock(work, Account())
         assert stock.take([work.storage.generation]) == []
         assert len(stock.committed) == work.storage.generation.num_shards
-        found |= {f"{name}_s": round(time.perf_counter() - start, 1), f"{name}_footers": work.num_footers}
+        found |= {f"{name}_s": round(time.perf_counter() - start, 1), f"{name}_cpu_s": round(time.process_time() - cpu, 1)}
+        found |= {f"{name}_footers": work.num_footers}
     return found
+
+
+def _plan_shards(storage: Storage, count: int) -> None:
+    recipe = LatentRecipe(weights="w", dtype="bfloat16", tiling="exact", stored_dtype="bfloat16", logvar=True, first_frame=False)
+    row = CLIP_ROWS.to_row(PlannedClip(clip=make_clip(0), columns={}))
+    table = pa.Table.from_pylist([row], schema=CLIP_ROWS.schema)
+    writer = GenerationWriter(storage, 0, CLIP_ROWS)
+    writer.fix_columns(pa.schema([]))
+    for number in range(count):
+        writer.add_shard(f"{number:016x}", BUCKETS[0], table, [])
+    writer.publish(recipe, {})
 
 
 def publish(folder: Path, clips: int) -> dict[str, Any]:
@@ -199,25 +217,28 @@ def publish(folder: Path, clips: int) -> dict[str, Any]:
     }
 
 
+def make_clip(number: int) -> Clip:
+    return Clip(
+        sample_id=f"{number:032x}",
+        uri="s3://videos/a.mp4",
+        size_bytes=1,
+        version="1",
+        bucket=Bucket.parse(BUCKETS[0]),
+        frame_start=0,
+        frame_end=49,
+        crop=Crop(x=0, y=0, w=720, h=480),
+        source_fps=8,
+        source_width=720,
+        source_height=480,
+    )
+
+
 def _write_shard(path: Path, schema: pa.Schema) -> bytes:
     tensor = TensorBytes(data=bytes(32 << 10), shape=(16, 1, 32, 32), dtype="bfloat16")
     with ShardWriter(path, schema) as writer:
         for number in range(40):
-            clip = Clip(
-                sample_id=f"{number:032x}",
-                uri="s3://videos/a.mp4",
-                size_bytes=1,
-                version="1",
-                bucket=Bucket.parse(BUCKETS[0]),
-                frame_start=0,
-                frame_end=49,
-                crop=Crop(x=0, y=0, w=720, h=480),
-                source_fps=8,
-                source_width=720,
-                source_height=480,
-            )
-            writer.write(build_row(clip, EncodedClip(latent=tensor, logvar=tensor)))
-        writer.close(make_summary("bench", 40))
+            writer.write(build_row(make_clip(number), EncodedClip(latent=tensor, logvar=tensor)))
+        writer.close(make_summary("bench", 40, writer.size_bytes))
     return path.read_bytes()
 
 
@@ -270,7 +291,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=200_000)
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="in this order; the others need plan")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="in this order; read, publish and append need plan"
+    )
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part is None:
