@@ -242,7 +242,7 @@ class VaeEngine:
     @torch.inference_mode()
     def encode(self, clips: Sequence[Frames]) -> list[EncodedClip | TerminalError]:
         """As ``Engine.encode``. ``clips``: uint8 RGB, each ``[T, H, W, 3]``."""
-        frames = np.stack(clips)
+        frames = stack_clips(clips, self._vae.device)
         moments = self._stored_moments(frames)
         finite = moments.isfinite().flatten(1).all(1)
         encoded = [self._encoded(clip_moments) for clip_moments in moments.cpu()]
@@ -327,9 +327,9 @@ class VaeEngine:
         self._budget_bytes = budget
         return f"memory_budget_bytes={budget}"
 
-    def _stored_moments(self, frames: Frames) -> torch.Tensor:
+    def _stored_moments(self, frames: torch.Tensor) -> torch.Tensor:
         """Posterior parameters ``[B, 2C, F, h, w]`` of frames ``[B, T, H, W, 3]``, in the stored dtype."""
-        pixels = torch.from_numpy(frames).to(self._vae.device).permute(0, 4, 1, 2, 3)
+        pixels = frames.to(self._vae.device, non_blocking=True).permute(0, 4, 1, 2, 3)
         posterior = self._vae.encode(from_uint8(pixels, self._encoder_dtype), return_dict=False)[0]
         return posterior.parameters.to(getattr(torch, self._stored.dtype))
 
@@ -351,6 +351,13 @@ class VaeEngine:
     def _tensor(self, tensor: torch.Tensor) -> TensorBytes:
         data = tensor.contiguous().view(torch.uint8).numpy().data.cast("B")
         return TensorBytes(data=data, shape=tuple(tensor.shape), dtype=self._stored.dtype)
+
+
+def stack_clips(clips: Sequence[Frames], device: torch.device) -> torch.Tensor:
+    """uint8 ``[B, T, H, W, 3]`` on this machine, in pinned memory where a GPU is to copy it while the processor goes on."""
+    stacked = torch.empty((len(clips), *clips[0].shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    np.stack(clips, out=stacked.numpy())
+    return stacked
 
 
 def load_decoder(config: VaeConfig, device: str, threads: int | None) -> VaeEngine:

@@ -61,6 +61,7 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
 
 
 @needs_triton
+@pytest.mark.timeout(900)
 def test_the_kernels_pass_their_tests_under_the_interpreter() -> None:
     # It must be on before Triton is imported, and would stay on for every other test of this process.
     result = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/cogvae/test_kernels.py", TRITON_INTERPRET="1")

@@ -12,7 +12,7 @@ import torch
 
 from cogvae import AutoencoderKLCogVideoX
 from pipeline.config import VaeConfig
-from pipeline.engine import Engine, VaeEngine, check_memory_budget, load_decoder, load_vae
+from pipeline.engine import Engine, VaeEngine, check_memory_budget, load_decoder, load_vae, stack_clips
 from pipeline.errors import ConfigError, TerminalError
 from pipeline.types import EncodedClip, StoredTensors, TensorBytes
 from tests.pipeline.fakes import FakeEngine
@@ -109,6 +109,20 @@ def test_frames_that_are_not_finite_are_an_error_of_their_own_clip_and_never_pix
     assert len(next(chunks)) == 2
     with pytest.raises(TerminalError, match="decoded frames have NaN"):
         next(chunks)
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cuda", True), ("cpu", False)])
+def test_clips_wait_for_a_gpu_in_pinned_memory(device: str, pinned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty, asked = torch.empty, []
+
+    def record(*shape: Any, pin_memory: bool, **options: Any) -> torch.Tensor:
+        asked.append(pin_memory)
+        return empty(*shape, **options)  # there may be no GPU that memory could be pinned for
+
+    monkeypatch.setattr(torch, "empty", record)
+    clips = [np.random.default_rng(i).integers(0, 256, (2, 3, 4, 3), dtype=np.uint8) for i in range(3)]
+    assert np.array_equal(stack_clips(clips, torch.device(device)).numpy(), np.stack(clips))
+    assert asked == [pinned]
 
 
 def test_latents_of_different_shapes_are_not_one_batch() -> None:
