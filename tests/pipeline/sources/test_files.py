@@ -109,13 +109,14 @@ def test_folder_in_s3_gives_s3_uris_and_etags(s3: ObjectStore) -> None:
     storage = Storage(s3.uri(uuid.uuid4().hex))
     for name in ("a.mp4", "a.txt", "sub/b.MP4"):
         storage.put(name, name.encode())
+    versions = {found.uri: found.version for found in storage.list("")}
     first, second = list_items(storage.uri)
     assert first == SourceItem(
         uri=f"{storage.uri}/a.mp4",
         size_bytes=5,
-        version=storage.list("a.mp4")[0].version,
+        version=versions["a.mp4"],
         sidecars=(f"{storage.uri}/a.txt",),
-        sidecar_versions=(f"5 {storage.list('a.txt')[0].version}",),
+        sidecar_versions=(f"5 {versions['a.txt']}",),
     )
     assert second.uri == f"{storage.uri}/sub/b.MP4"
     assert [item.sidecars for item in list_items(f"{storage.uri}/*.mp4")] == [(f"{storage.uri}/a.txt",)]

@@ -200,7 +200,7 @@ def test_tar_that_is_replaced_while_it_is_read_blames_no_member(
 
 def test_store_that_is_down_blames_no_tar(flaky: type[FlakyFileSystem], tmp_path: Path, video: bytes) -> None:
     flaky().pipe_file("/in/a.tar", make_tar(make_samples([video])))
-    flaky.faults[:] = [Fault("info"), *(Fault("cat_file", OSError("reset by peer")) for _ in range(5))]
+    flaky.faults[:] = [Fault("info"), *(Fault("cat_file", OSError("reset by peer")) for _ in range(100))]
     with pytest.raises(TransientError, match="reset by peer"):
         probe("flaky://in/a.tar", tmp_path)
 
