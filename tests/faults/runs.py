@@ -63,6 +63,9 @@ class CountingEngine:
     def is_out_of_memory(self, error: BaseException) -> bool:
         return False
 
+    def tighten(self) -> str | None:
+        return None
+
 
 def load_armed(folder: Path, armed: str, *arguments: Any) -> CountingEngine:
     """A model for an actor that fails as ``armed`` says, once in a run; then other actors do not.
