@@ -203,6 +203,7 @@ class DecodeJob:
                 stage=error.stage,
                 reason=error.reason,
                 detail=f"{planned.place}: {detail}",
+                file_key=planned.file_key,
             )
         )
 

@@ -10,7 +10,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +24,9 @@ from pipeline.admission import check_output, check_recipe, check_settings
 from pipeline.cluster import ClusterSession, plan_actors, stop_on_signals
 from pipeline.dataset.ordered_map import ordered_map
 from pipeline.errors import ConfigError, RunRefusedError, StoppedError, TransientError
+from pipeline.outcomes import count_planned, latest_summary, read_left_out, read_superseded, read_to_look_at_again
 from pipeline.plan import ProbedFile
-from pipeline.plan_store import Generation, ShardRef, read_generations, read_rejections, read_shards
+from pipeline.plan_store import Generation, OutcomeRef, ShardRef, read_generations, read_shards
 from pipeline.planning import Batch
 from pipeline.pool import ActorPool, Committed, Failed
 from pipeline.progress import ProgressReport
@@ -100,6 +101,8 @@ class Run:
         with ClusterSession(self.work.config, self.stop) as cluster, ProgressReport(run.progress, run.log_every_s) as progress:
             if run.append or not generations:
                 generations += self._plan(generations, cluster, progress)
+            if again := read_to_look_at_again(self.work.storage, generations):
+                generations += self._plan(generations, cluster, progress, again)
             self.status.state = self.work.activity
             pending = self._take_stock(generations)
             failures: dict[str, str] = {}
@@ -108,7 +111,14 @@ class Run:
                 failures = self._do_pending(pending, generations, progress)
             return self._conclude(generations, failures)
 
-    def _plan(self, generations: list[Generation], cluster: ClusterSession, progress: ProgressReport) -> list[Generation]:
+    def _plan(
+        self,
+        generations: list[Generation],
+        cluster: ClusterSession,
+        progress: ProgressReport,
+        again: Sequence[OutcomeRef] = (),
+    ) -> list[Generation]:
+        """Plan what is new in the input or, where there are outcomes to replace, their files."""
         self.status.state = "planning"
         probed = 0
 
@@ -121,7 +131,7 @@ class Run:
 
         probe = functools.partial(_probe_batches, self.work.probe, self.stop, cluster)
         planner = self.work.planner(probe, on_probed)
-        added = planner.add_generation(generations)
+        added = planner.replan(generations, again) if again else planner.add_generation(generations)
         if added is None:
             if not generations:
                 raise ConfigError(f"input.uri {self.work.config.input.uri}: there is nothing to {self.work.name}")
@@ -144,16 +154,16 @@ class Run:
         shards = [shard for generation in generations for shard in read_shards(storage, generation)]
         paths = {shard.shard_id: self.work.commit_path(shard) for shard in shards}
         done = [shard for shard in shards if paths[shard.shard_id] in present]
+        superseded = read_superseded(storage, generations)
 
         def read(shard: ShardRef) -> ShardSummary:
             path = paths[shard.shard_id]
-            return self.work.read_summary(path, present[path])
+            return latest_summary(self.work.read_summary(path, present[path]), superseded)
 
         for shard, summary in zip(done, ordered_map(read, done, _FOOTER_THREADS), strict=True):
             self._add(shard, summary)
-        self.account.planned = sum(generation.num_planned for generation in generations)
-        for generation in generations:
-            self.account.add_rejections(read_rejections(storage, generation))
+        self.account.planned = count_planned(generations, superseded)
+        self.account.add_rejections(read_left_out(storage, generations, superseded))
         if orphans := present.keys() - set(paths.values()):
             logger.warning("committed files that no plan names count=%d first=%s", len(orphans), min(orphans))
         logger.info("shards planned=%d committed=%d", len(shards), len(done))
@@ -226,7 +236,7 @@ class Run:
 
     def _conclude(self, generations: list[Generation], failures: dict[str, str]) -> ExitCode:
         """Publish what is complete and choose the exit code."""
-        if self.account.pending == 0 and not self.work.is_published(len(self.committed), self.account):
+        if self.account.pending == 0 and not self.work.is_published(generations, self.account):
             self.status.state = "publishing"
             planned = (shard for g in generations for shard in read_shards(self.work.storage, g))
             self.work.publish(generations, [self.committed[shard.shard_id] for shard in planned], self.account)

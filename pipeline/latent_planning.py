@@ -59,19 +59,35 @@ class LatentPlanner(Planner[ProbedLatents, PlannedLatent]):
 
     def plan(self, found: list[ProbedLatents], earlier: list[Generation]) -> Iterator[PlannedLatent | Rejection]:
         """Up to ``input.limit`` clips that are not planned yet."""
+        known, names = self._read_known(earlier)
+        return islice(self._select(found, known, names, is_whole=True), self.config.input.limit)
+
+    def _read_known(self, earlier: list[Generation]) -> tuple[set[str], set[str]]:
+        """Ids that are planned or left out, and names of videos."""
         known: set[str] = set()
         names: set[str] = set()
         for generation in earlier:
             known.update(read_column(self.storage, generation, "sample_id"))
             known.update(rejection.sample_id for rejection in read_rejections(self.storage, generation))
             names.update(read_column(self.storage, generation, "name"))
+        return known, names
+
+    def plan_again(
+        self, found: list[ProbedLatents], earlier: list[Generation], again: set[str]
+    ) -> Iterator[PlannedLatent | Rejection]:
+        known, names = self._read_known(earlier)
+        return self._select(found, known - again, names, is_whole=False)
+
+    def _select(
+        self, found: list[ProbedLatents], known: set[str], names: set[str], *, is_whole: bool
+    ) -> Iterator[PlannedLatent | Rejection]:
         selection = self.config.input.model_copy(update={"limit": None})
         # To the end, whatever the limit: only there it is known whether the settings name what is nowhere.
-        planned = list(plan_latents(found, selection, self.recipe.fingerprint, self.config.output.fps, names))
-        if not planned and (count := sum(len(file.latents) for file in found)):
+        fps = self.config.output.fps
+        planned = list(plan_latents(found, selection, self.recipe.fingerprint, fps, names, is_whole=is_whole))
+        if is_whole and not planned and (count := sum(len(file.latents) for file in found)):
             raise ConfigError(f"input.uri {self.config.input.uri}: of {count} latents none passes input.ids and input.filters")
-        new = (self._check_size(item) for item in planned if item.sample_id not in known)
-        return islice(new, self.config.input.limit)
+        return (self._check_size(item) for item in planned if item.sample_id not in known)
 
     def _check_size(self, item: PlannedLatent | Rejection) -> PlannedLatent | Rejection:
         """Shapes come from the input: one that no memory holds would be tried again and again."""
@@ -91,6 +107,7 @@ class LatentPlanner(Planner[ProbedLatents, PlannedLatent]):
             reason="too_large",
             detail=f"{item.place}: a video of {item.num_frames} frames of {height}x{width}; decode.max_frames is "
             f"{limits.max_frames}, decode.max_pixels {limits.max_pixels}",
+            file_key=item.file_key,
         )
 
     def to_json(self, found: ProbedLatents) -> dict[str, Any]:

@@ -7,6 +7,8 @@ race adopts the winner's generation, and the loser's files are never read.
     plan/00000/shards-<try>.parquet   one row a shard: where its clips are
     plan/00000/clips-<try>-000.parquet  one row a clip or latent, one row group a shard
     plan/00000/rejected-<try>.parquet one row per input file that gave nothing
+    plan/00001/superseded-<try>.parquet  outcomes of earlier generations that no longer count
+    plan/00001/again-<try>.parquet    outcomes whose files the next run is to look at again
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ import json
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,6 +51,18 @@ _SHARD_SCHEMA = pa.schema(
         ("row_group", pa.int64()),
     ]
 )
+
+
+_OUTCOME_SCHEMA = pa.schema([("place", pa.string()), ("sample_id", pa.string()), ("uri", pa.string())])
+
+
+class OutcomeRef(NamedTuple):
+    """Names one rejection: a clip that failed in a shard, or a file that a generation's planning left out."""
+
+    place: str
+    """A shard id, or the generation's folder, ``plan/00000``."""
+    sample_id: str
+    uri: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +97,15 @@ class Generation:
     filtered: int
     shards_file: str
     rejected_file: str
+    superseded_file: str | None = None
+    """Of the outcomes that this generation replaces."""
+    again_file: str | None = None
+    """Of the outcomes that a further generation is to replace, by looking at their files again."""
+
+    @property
+    def place(self) -> str:
+        """Where the outcomes of its planning stand."""
+        return _folder(self.number)
 
     @property
     def num_planned(self) -> int:
@@ -100,9 +123,11 @@ def publish_generation(
     recipe: Recipe,
     settings: dict[str, object],
     columns: pa.Schema,
+    superseded: Collection[OutcomeRef] = (),
+    again: Collection[OutcomeRef] = (),
 ) -> Generation:
     """Write generation ``number``, or adopt the one that another driver has published meanwhile."""
-    folder, attempt = f"plan/{number:05d}", uuid.uuid4().hex[:8]
+    folder, attempt = _folder(number), uuid.uuid4().hex[:8]
     refs = []
     for first in range(0, len(shards), SHARDS_PER_FILE):
         name = f"{folder}/clips-{attempt}-{first // SHARDS_PER_FILE:03d}.parquet"
@@ -131,6 +156,11 @@ def publish_generation(
         "shards_file": shards_file,
         "rejected_file": rejected_file,
     }
+    for name, outcomes in (("superseded", superseded), ("again", again)):
+        if outcomes:
+            index[f"{name}_file"] = path = f"{folder}/{name}-{attempt}.parquet"
+            rows_of = [outcome._asdict() for outcome in outcomes]
+            storage.put(path, _table_bytes(pa.Table.from_pylist(rows_of, schema=_OUTCOME_SCHEMA)))
     storage.put_if_absent(f"{folder}/index.json", json.dumps(index, indent=2).encode())
     return _read_generation(storage, f"{folder}/index.json")
 
@@ -157,6 +187,8 @@ def _read_generation(storage: Storage, path: str) -> Generation:
         filtered=index["filtered"],
         shards_file=index["shards_file"],
         rejected_file=index["rejected_file"],
+        superseded_file=index.get("superseded_file"),
+        again_file=index.get("again_file"),
     )
 
 
@@ -184,6 +216,13 @@ def read_rejections(storage: Storage, generation: Generation) -> Iterator[Reject
         yield from (Rejection(**row) for row in batch.to_pylist())
 
 
+def read_outcomes(storage: Storage, path: str | None) -> Iterator[OutcomeRef]:
+    """The outcomes that a generation's ``superseded_file`` or ``again_file`` names; none where it has no such file."""
+    if path is not None:
+        for batch in ShardFile(storage, path).parquet().iter_batches():
+            yield from (OutcomeRef(**row) for row in batch.to_pylist())
+
+
 def read_known_files(storage: Storage, generations: Iterable[Generation]) -> set[str]:
     """Keys of the input files that earlier generations list, as ``ProbedVideo.key`` makes them.
 
@@ -201,6 +240,10 @@ def _read_columns(storage: Storage, generation: Generation, names: list[str]) ->
     for file in sorted({shard.file for shard in read_shards(storage, generation)}):
         for batch in ShardFile(storage, file).parquet().iter_batches(columns=names):
             yield from batch.to_pylist()
+
+
+def _folder(number: int) -> str:
+    return f"plan/{number:05d}"
 
 
 def _items_file(shards: list[PlannedShard[Item]], rows: RowFormat[Item], columns: pa.Schema) -> bytes:

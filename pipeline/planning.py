@@ -10,7 +10,7 @@ import json
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Generic, TypeVar
@@ -20,10 +20,12 @@ import pyarrow as pa
 from pipeline.columns import column_schema
 from pipeline.config import JobConfig
 from pipeline.errors import TerminalError
+from pipeline.outcomes import find_replaced
 from pipeline.plan import Item, ProbedFile, group_into_shards
 from pipeline.plan_rows import RowFormat
-from pipeline.plan_store import Generation, publish_generation
+from pipeline.plan_store import Generation, OutcomeRef, publish_generation
 from pipeline.recipe import Recipe, digest
+from pipeline.requeue import choose_replanned
 from pipeline.sources import SourceItem, SourceListing
 from pipeline.storage import Storage
 from pipeline.types import Rejection
@@ -114,9 +116,36 @@ class Planner(ABC, Generic[Found, Item]):
             return None
         values = [file.columns for file in found] + [item.columns for item in items]
         columns = column_schema(values, listing.schema, self.fixed_columns(earlier))
-        return self._publish(len(earlier), items, rejections, columns)
+        keys = {item.uri: item.file_key for item in items} | {one.uri: one.file_key for one in rejections}
+        return self._publish(len(earlier), items, rejections, columns, find_replaced(self.storage, earlier, keys))
 
-    def _publish(self, number: int, items: list[Item], rejections: list[Rejection], columns: pa.Schema) -> Generation:
+    def replan(self, earlier: list[Generation], outcomes: Sequence[OutcomeRef]) -> Generation:
+        """Look again at the files of some outcomes, and publish what comes of it in their place.
+
+        Raises:
+            ConfigError, TransientError: as ``add_generation``.
+        """
+        wanted = {outcome.uri for outcome in outcomes}
+        listing = self.list_input()
+        listed = [item for item in listing.items if item.uri in wanted]
+        found = list(self.probe_all(len(earlier), listed)) if listed else []
+        planned = list(self.plan_again(found, earlier, {outcome.sample_id for outcome in outcomes}))
+        items, rejections = choose_replanned(self.storage, earlier, outcomes, planned)
+        columns = column_schema([item.columns for item in items], listing.schema, self.fixed_columns(earlier))
+        return self._publish(len(earlier), items, rejections, columns, outcomes)
+
+    def plan_again(self, found: list[Found], earlier: list[Generation], again: set[str]) -> Iterator[Item | Rejection]:
+        """``plan``, of files whose outcomes ``again`` are to be replaced."""
+        return self.plan(found, earlier)
+
+    def _publish(
+        self,
+        number: int,
+        items: list[Item],
+        rejections: list[Rejection],
+        columns: pa.Schema,
+        superseded: Collection[OutcomeRef],
+    ) -> Generation:
         shards = group_into_shards(
             items,
             generation=number,
@@ -133,6 +162,7 @@ class Planner(ABC, Generic[Found, Item]):
             recipe=self.recipe,
             settings=self.config.plan_settings(),
             columns=columns,
+            superseded=superseded,
         )
 
     def probe_all(self, number: int, items: list[SourceItem]) -> Iterator[Found]:

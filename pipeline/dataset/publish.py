@@ -42,6 +42,8 @@ class DatasetInfo:
     """Of the stored latents."""
     model: str | None = None
     """Name under which readers scale the latents."""
+    generations: int = 0
+    """Of the plan."""
 
 
 def publish_dataset(
@@ -84,6 +86,7 @@ def publish_dataset(
         model=info.model,
         scaling_factor=info.scaling_factor,
         dtype=info.dtype,
+        generations=info.generations,
         columns=tuple(describe_schema(info.schema)),
         index=pieces.finish(),
     )

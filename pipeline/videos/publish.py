@@ -12,7 +12,7 @@ from pipeline.dataset.ordered_map import ordered_map
 from pipeline.errors import DatasetError
 from pipeline.quarantine import QUARANTINE_PATH, QuarantineTable
 from pipeline.storage import Storage
-from pipeline.types import Rejection
+from pipeline.types import Rejection, ShardSummary
 from pipeline.videos.record import FORMAT_VERSION, VIDEO_FOLDER, VideoRecord, read_record
 
 logger = logging.getLogger(__name__)
@@ -21,14 +21,19 @@ MANIFEST_PATH = "manifest.json"
 
 
 def publish_videos(
-    storage: Storage, records: Iterable[str], rejections: Iterable[Rejection], info: dict[str, Any], *, threads: int = 16
+    storage: Storage,
+    shards: Iterable[tuple[str, ShardSummary]],
+    rejections: Iterable[Rejection],
+    info: dict[str, Any],
+    *,
+    threads: int = 16,
 ) -> list[VideoRecord]:
     """Write what names all videos that are committed. Running it again with the same records writes the same.
 
     Args:
-        records: paths of the committed shards' records; their order is the order of the videos.
+        shards: path and account of every committed shard; their order is the order of the videos.
         rejections: what the plan already left out; those of the shards are added.
-        info: more for the manifest, such as the container.
+        info: more for the manifest: how many generations the plan has, the recipe.
 
     Returns:
         Every video.
@@ -39,7 +44,7 @@ def publish_videos(
     videos: list[VideoRecord] = []
     num_shards = 0
     with QuarantineTable() as quarantine:
-        for summary, written in ordered_map(lambda path: read_record(storage, path), records, threads):
+        for summary, written in ordered_map(lambda shard: (shard[1], read_record(storage, shard[0])[1]), shards, threads):
             num_shards += 1
             videos += written
             for rejection in summary.rejections:
@@ -70,15 +75,16 @@ def publish_videos(
 
 
 def read_counts(storage: Storage) -> tuple[int, int, int, int] | None:
-    """Shards, videos, quarantined and filtered as the manifest has them; None where there is none.
+    """Generations, videos, quarantined and filtered as the manifest has them; None where there is none.
 
     Raises:
         DatasetError: the manifest is damaged, or another program's.
     """
     try:
         manifest = json.loads(storage.read(MANIFEST_PATH))
-        return tuple(manifest[name] for name in ("num_shards", "num_videos", "num_quarantined", "num_filtered"))
+        names = ("num_videos", "num_quarantined", "num_filtered")
+        return (manifest.get("generations", 0), *(manifest[name] for name in names))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DatasetError(f"{storage.uri}/{MANIFEST_PATH}: damaged, or not a manifest of videos: {error}") from error

@@ -100,12 +100,12 @@ def test_the_manifest_names_every_video_in_order_and_the_quarantine_every_reason
     commit_videos(output, summaries[1], [make_video("d"), make_video("c")])
     planned = replace(REJECTION, uri="in/cut.npy", status="filtered")
     assert read_counts(output) is None
-    videos = publish_videos(output, [path_of(summary) for summary in summaries], [planned], {"container": "mp4"})
+    videos = publish_videos(output, [(path_of(summary), summary) for summary in summaries], [planned], {"container": "mp4"})
     manifest = json.loads(output.read("manifest.json"))
     assert [video["name"] for video in manifest["videos"]] == [video.name for video in videos] == ["b", "a", "d", "c"]
     assert manifest["container"] == "mp4"
     assert manifest["videos"][0]["columns"] == {"caption": "ein Hase ü", "score": 0.5}
-    assert read_counts(output) == (2, 4, 1, 1)
+    assert read_counts(output) == (0, 4, 1, 1)
     rows = pq.read_table(output.local_path(QUARANTINE_PATH)).to_pylist()
     assert [row["uri"] for row in rows] == ["in/bad.npy", "in/cut.npy"]
 
