@@ -194,8 +194,15 @@ def _read_generation(storage: Storage, path: str) -> Generation:
 
 def read_shards(storage: Storage, generation: Generation) -> list[ShardRef]:
     """The shards of a generation, in plan order."""
-    rows = pq.read_table(io.BytesIO(storage.read(generation.shards_file))).to_pylist()
+    rows = pq.ParquetFile(pa.BufferReader(storage.read(generation.shards_file))).read().to_pylist()
     return [ShardRef(generation=generation.number, bucket_key=row.pop("bucket"), **row) for row in rows]
+
+
+def list_plan_files(storage: Storage, generation: Generation) -> set[str]:
+    """Every file that a published generation names, and its index."""
+    named = {generation.shards_file, generation.rejected_file, generation.superseded_file, generation.again_file}
+    items = {shard.file for shard in read_shards(storage, generation)}
+    return {f"{generation.place}/index.json", *items, *(path for path in named if path is not None)}
 
 
 def read_items(storage: Storage, shard: ShardRef, rows: RowFormat[Item]) -> list[Item]:

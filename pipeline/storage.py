@@ -28,6 +28,8 @@ from pipeline.errors import ConfigError, TransientError
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+TEMPORARY_FOLDER = ".tmp"
+"""Of files that are being written, on a local disk."""
 _ATTEMPTS = 5
 _FIRST_DELAY_S = 0.2
 # A store's answer that will be the same next time. EEXIST is how a lost race looks.
@@ -247,6 +249,24 @@ class Storage:
         # One whole PUT: an object store's conditional completion of a multipart upload is not atomic everywhere.
         return self.put_if_absent(path, Path(source).read_bytes())
 
+    def move(self, path: str, target: str) -> None:
+        """Give a file another name, which must be free. In a store without renaming it is copied first.
+
+        Raises:
+            FileExistsError: the name is taken.
+        """
+        if self.exists(target):
+            raise FileExistsError(f"{self.uri}/{target}: exists")
+        if self.is_local:
+            Path(self._full(target)).parent.mkdir(parents=True, exist_ok=True)
+            os.rename(self._full(path), self._full(target))
+            return
+        size_bytes = self.size(path)
+        self._retry("copy", path, lambda: self._fs.cp_file(self._full(path), self._full(target)))
+        if self.size(target) != size_bytes:
+            raise TransientError(f"{self.uri}/{target}: is not a whole copy of {path}, which was left where it is")
+        self._retry("remove", path, lambda: self._fs.rm_file(self._full(path)))
+
     def read_json(self, path: str) -> Any:
         return json.loads(self.read(path))
 
@@ -283,7 +303,7 @@ class Storage:
     @contextlib.contextmanager
     def _temporary(self, data: bytes) -> Iterator[str]:
         """A durable file on the output's own disk, outside every folder that readers list."""
-        folder = Path(self._root) / ".tmp"
+        folder = Path(self._root) / TEMPORARY_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / uuid.uuid4().hex
         try:

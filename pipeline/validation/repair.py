@@ -1,0 +1,79 @@
+"""Tidying an output: what nothing needs goes to ``trash/``, and what follows from the shards is written anew.
+
+Nothing is deleted, and no shard, video or plan is touched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.publish import DatasetInfo, publish_dataset
+from pipeline.dataset.shard_file import ShardFile
+from pipeline.dataset.writer import stored_schema
+from pipeline.errors import DatasetError
+from pipeline.outcomes import latest_summary, read_left_out
+from pipeline.status import refuse_second_run
+from pipeline.storage import Storage
+from pipeline.types import ShardSummary
+from pipeline.validation.plan_view import PlanView
+from pipeline.validation.run import Validation
+from pipeline.videos.publish import publish_videos
+
+TRASH_FOLDER = "trash"
+
+
+def refuse_repair(storage: Storage) -> None:
+    """Raises: RunRefusedError: a run is alive on this output."""
+    refuse_second_run(storage, takeover=False)
+
+
+def repair_output(validation: Validation) -> Iterator[str]:
+    """Mend what can be made again, after ``findings`` has been run to its end. Yields a line for each thing done.
+
+    Raises:
+        DatasetError: index and manifest cannot be made again; says what to do.
+    """
+    storage, checks = validation.storage, validation.checks
+    if checks is None:
+        raise DatasetError(f"{storage.uri}: the plan cannot be read, so nothing tells what belongs here; restore it from a copy")
+    folder = f"{TRASH_FOLDER}/{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
+    for path in dict.fromkeys(validation.unneeded):
+        storage.move(path, f"{folder}/{path}")
+        yield f"moved {path} to {folder}/{path}"
+    if validation.lasting:
+        raise DatasetError(
+            f"{storage.uri}: index and manifest were left as they are, since plan or shards are not as they should be: "
+            f"{', '.join(sorted(validation.lasting))}"
+        )
+    manifest, plan = checks.manifest, checks.plan
+    if manifest is None or not plan.shards:
+        raise DatasetError(
+            f"{storage.uri}: the manifest is missing or damaged, and only the job knows all that belongs into it. "
+            "Move manifest.json away if it is there, then run the job's command again: nothing is made twice"
+        )
+    if isinstance(manifest, Manifest):
+        _publish_latents(plan, manifest)
+    else:
+        info = {"generations": len(plan.generations), "recipe": manifest.get("recipe")}
+        publish_videos(storage, _shards(plan), read_left_out(storage, plan.generations), info)
+    yield "wrote index, quarantine table and manifest"
+
+
+def _publish_latents(plan: PlanView, manifest: Manifest) -> None:
+    shards = list(_shards(plan))
+    info = DatasetInfo(
+        schema=stored_schema(ShardFile(plan.storage, shards[0][0]).metadata()),
+        scaling_factor=manifest.scaling_factor,
+        dtype=manifest.dtype,
+        model=manifest.model,
+        generations=len(plan.generations),
+    )
+    publish_dataset(plan.storage, shards, read_left_out(plan.storage, plan.generations), info)
+
+
+def _shards(plan: PlanView) -> Iterator[tuple[str, ShardSummary]]:
+    for _, shard in plan.planned_shards():
+        path = plan.commits.path(shard)
+        yield path, latest_summary(plan.commits.read_summary(plan.storage, path, plan.present[path]), plan.superseded)
