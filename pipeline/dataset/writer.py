@@ -157,7 +157,7 @@ def is_shard(metadata: pq.FileMetaData) -> bool:
 
 def stored_schema(metadata: pq.FileMetaData) -> pa.Schema:
     """The schema as the writer was given it, which Parquet's own does not tell in full. Raises: ValueError, pa.ArrowException."""
-    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode((metadata.metadata or {}).get(_SCHEMA_KEY, b""))))
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode((metadata.metadata or {}).get(_SCHEMA_KEY, b""), validate=True)))
 
 
 def check_footer(path: str, metadata: pq.FileMetaData) -> str:

@@ -62,7 +62,7 @@ def plan_output(storage: Storage, count: int = 12, rejections: Collection[Reject
     return publish_generation(storage, 0, shards, list(rejections), rows=CLIP_ROWS, recipe=RECIPE, settings={}, columns=CAPTIONS)
 
 
-def commit_pending(storage: Storage, spool: Path, failing: Collection[str] = ()) -> None:
+def commit_pending(storage: Storage, spool: Path, failing: Collection[str] = (), reason: str = "timeout") -> None:
     """Commit every shard that is planned and not there; clips whose URI is in ``failing`` are rejected."""
     spool.mkdir(exist_ok=True)
     generations = read_generations(storage)
@@ -70,16 +70,16 @@ def commit_pending(storage: Storage, spool: Path, failing: Collection[str] = ())
     for generation in generations:
         for shard in read_shards(storage, generation):
             if not storage.exists(commits.path(shard)):
-                _commit(storage, spool, shard, failing)
+                _commit(storage, spool, shard, failing, reason)
 
 
-def _commit(storage: Storage, spool: Path, shard: ShardRef, failing: Collection[str]) -> ShardSummary:
+def _commit(storage: Storage, spool: Path, shard: ShardRef, failing: Collection[str], reason: str) -> None:
     path = spool / f"{shard.shard_id}.parquet"
     rejections = []
     with ShardWriter(path, make_info().schema, row_group_bytes=300_000) as writer:
         for planned in read_items(storage, shard, CLIP_ROWS):
             if planned.uri in failing:
-                rejections.append(reject(planned))
+                rejections.append(reject(planned, reason))
             else:
                 number = int(planned.uri.rpartition("/")[2].partition(".")[0])
                 writer.write(build_row(planned.clip, make_encoded(number), planned.columns))
@@ -96,7 +96,6 @@ def _commit(storage: Storage, spool: Path, shard: ShardRef, failing: Collection[
         )
         writer.close(summary)
     assert storage.put_file_if_absent(shard_path(shard.bucket_key, shard.index, shard.shard_id), path)
-    return summary
 
 
 def publish_output(storage: Storage) -> Manifest:
