@@ -18,10 +18,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.account import ExitCode
-from pipeline.errors import DatasetError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.progress import start_logging
+from pipeline.status import refuse_second_run
 from pipeline.storage import Storage
-from pipeline.validation import Validation, refuse_repair, repair_output
+from pipeline.validation import Validation, repair_output
 
 
 def main(arguments: list[str]) -> int:
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> int:
     try:
         storage = Storage(options.output)
         if options.repair:
-            refuse_repair(storage)
+            refuse_second_run(storage, takeover=False)  # before reading all of it, not only after
         validation = Validation(storage=storage, threads=options.threads, sample=0 if options.quick else options.sample)
         for finding in validation.findings():
             print(json.dumps(asdict(finding)) if options.json else finding, flush=True)
@@ -70,7 +71,7 @@ def _repair(validation: Validation) -> int:
     try:
         for line in repair_output(validation):
             print(line, file=sys.stderr)
-    except DatasetError as error:
+    except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return ExitCode.FAILED
     return ExitCode.COMPLETE

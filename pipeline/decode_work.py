@@ -16,7 +16,7 @@ from pipeline.engine import Engine, ModelInfo, describe_model, load_engine
 from pipeline.latent_planning import LatentPlanner
 from pipeline.latents import ProbedLatents, probe_latents
 from pipeline.latents.rows import LATENT_ROWS
-from pipeline.outcomes import read_left_out
+from pipeline.outcomes import read_left_out, read_superseded
 from pipeline.plan_store import Generation, ShardRef
 from pipeline.planning import ProbeBatches
 from pipeline.report import REPORT_PATH, write_video_report
@@ -74,6 +74,7 @@ class DecodeWork:
         spec = DecodeSpec(
             config=self.config,
             recipe=self.recipe.fingerprint,
+            superseded=read_superseded(self.storage, generations),
             frame_budget_bytes=resources.frame_budget_bytes,
             make_engine=functools.partial(
                 self.make_engine, self.config, self.model.fingerprint, resources.device, resources.threads

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 
 import ray
 import torch
@@ -23,7 +23,8 @@ from pipeline.engine import Engine
 from pipeline.errors import TerminalError, TransientError
 from pipeline.latents import LatentReader, PlannedLatent
 from pipeline.latents.rows import LATENT_ROWS
-from pipeline.plan_store import read_items
+from pipeline.outcomes import split_superseded
+from pipeline.plan_store import OutcomeRef, read_items
 from pipeline.schedule import Lease
 from pipeline.sink import FrameSink
 from pipeline.storage import Storage
@@ -78,6 +79,7 @@ class DecodeSpec:
 
     config: DecodeRunConfig
     recipe: str
+    superseded: frozenset[OutcomeRef]
     frame_budget_bytes: int
     make_engine: Callable[[], Engine]
 
@@ -97,13 +99,14 @@ class DecodeWorker:
         """As ``Worker.open``: the shard's latents are read ahead."""
         source = self.spec.config.input
         items = read_items(self.storage, lease.shard, LATENT_ROWS)
+        own, others = split_superseded(lease.shard, items, self.spec.superseded)
         # A reader of its own: two shards that share one would take each other's open file away.
         reader = LatentReader(source.storage_options, source.max_file_bytes)
-        latents = ordered_map(partial(_read, reader, is_retry=lease.attempt > 1), items, _READ_THREADS)
+        latents = ordered_map(partial(_read, reader, is_retry=lease.attempt > 1), own, _READ_THREADS)
         with contextlib.ExitStack() as held:
             held.callback(latents.close)  # type: ignore[attr-defined]  # a generator, whose reads end with it
-            first = next(latents)  # reading begins here, before the model is free
-            job = DecodeJob(self, lease, chain([first], latents))
+            first = list(islice(latents, 1))  # reading begins here, before the model is free
+            job = DecodeJob(self, lease, chain(first, latents), others)
             held.callback(job.close)
             yield job
 
@@ -131,8 +134,9 @@ class DecodeJob:
     worker: DecodeWorker
     lease: Lease
     latents: Iterator[tuple[PlannedLatent, Read]]
+    rejections: list[Rejection]
+    """Of clips that are another generation's; those that fail are added."""
     _sink: FrameSink[PlannedLatent, VideoRecord] = field(init=False)
-    _rejections: list[Rejection] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         # Two attempts may be at work, one decoding and one finishing its videos: half of the budget each.
@@ -172,7 +176,7 @@ class DecodeJob:
             recipe=self.worker.spec.recipe,
             num_rows=len(videos),
             size_bytes=sum(video.size_bytes for video in videos),
-            rejections=tuple(self._rejections),
+            rejections=tuple(self.rejections),
         )
         return commit_videos(self.worker.storage, summary, videos)
 
@@ -193,7 +197,7 @@ class DecodeJob:
     def _reject(self, planned: PlannedLatent, error: TerminalError) -> None:
         detail = error.detail.removeprefix(f"{planned.uri}: ")
         logger.warning("quarantined uri=%s reason=%s detail=%s", planned.uri, error.reason, detail)
-        self._rejections.append(
+        self.rejections.append(
             Rejection(
                 sample_id=planned.sample_id,
                 uri=planned.uri,

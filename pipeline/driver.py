@@ -109,7 +109,7 @@ class Run:
             if pending and not self.stop.is_set():
                 cluster.join()
                 failures = self._do_pending(pending, generations, progress)
-            return self._conclude(generations, failures)
+            return self._conclude(generations, failures, has_new=bool(pending))
 
     def _plan(
         self,
@@ -234,9 +234,10 @@ class Run:
             or self.unexpected > MAX_UNEXPECTED
         )
 
-    def _conclude(self, generations: list[Generation], failures: dict[str, str]) -> ExitCode:
+    def _conclude(self, generations: list[Generation], failures: dict[str, str], *, has_new: bool) -> ExitCode:
         """Publish what is complete and choose the exit code."""
-        if self.account.pending == 0 and not self.work.is_published(generations, self.account):
+        # A shard that was lost and made again may have other bytes under the same counts.
+        if self.account.pending == 0 and (has_new or not self.work.is_published(generations, self.account)):
             self.status.state = "publishing"
             planned = (shard for g in generations for shard in read_shards(self.work.storage, g))
             self.work.publish(generations, [self.committed[shard.shard_id] for shard in planned], self.account)

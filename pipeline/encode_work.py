@@ -17,7 +17,7 @@ from pipeline.dataset.publish import DatasetInfo, publish_dataset
 from pipeline.dataset.schema import build_schema
 from pipeline.encode_worker import EncodeSpec, EncodeWorker, probe_videos
 from pipeline.engine import Engine, ModelInfo, describe_model, load_engine
-from pipeline.outcomes import read_left_out
+from pipeline.outcomes import read_left_out, read_superseded
 from pipeline.plan import ProbedVideo
 from pipeline.plan_rows import CLIP_ROWS
 from pipeline.plan_store import Generation, ShardRef
@@ -77,6 +77,7 @@ class EncodeWork:
             config=self.config,
             recipe=self.recipe.fingerprint,
             columns=generations[0].columns,
+            superseded=read_superseded(self.storage, generations),
             frame_budget_bytes=resources.frame_budget_bytes,
             make_engine=functools.partial(
                 self.make_engine, self.config, self.model.fingerprint, resources.device, resources.threads

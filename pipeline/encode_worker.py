@@ -26,15 +26,16 @@ from pipeline.engine import Engine
 from pipeline.errors import TerminalError
 from pipeline.feed import Decoded, DecodeFeed, DecodeOrder
 from pipeline.inputs import fetch_input
+from pipeline.outcomes import split_superseded
 from pipeline.plan import ProbedVideo
 from pipeline.plan_rows import CLIP_ROWS
-from pipeline.plan_store import read_items
+from pipeline.plan_store import OutcomeRef, read_items
 from pipeline.probing import probe_items
 from pipeline.schedule import Lease
 from pipeline.shard import ShardEncoder
 from pipeline.sources import SourceItem
 from pipeline.storage import Storage
-from pipeline.types import Clip, DecodedClip, ShardSummary
+from pipeline.types import Clip, DecodedClip, Rejection, ShardSummary
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ class EncodeSpec:
     recipe: str
     columns: pa.Schema
     """Types of the columns that pass through."""
+    superseded: frozenset[OutcomeRef]
     frame_budget_bytes: int
     make_engine: Callable[[], Engine]
 
@@ -119,8 +121,10 @@ class EncodeWorker:
         # No folder of its own: an actor ends by being killed, and would leave it.
         spool = Path(tempfile.gettempdir()) / f"latents-{lease.attempt_id}.parquet"
         try:
-            with self._feed.order(read_items(self.storage, lease.shard, CLIP_ROWS)) as order:
-                yield EncodeJob(self, lease, order, spool)
+            clips = read_items(self.storage, lease.shard, CLIP_ROWS)
+            own, others = split_superseded(lease.shard, clips, self.spec.superseded)
+            with self._feed.order(own) as order:
+                yield EncodeJob(self, lease, order, others, spool)
         finally:
             spool.unlink(missing_ok=True)
 
@@ -138,6 +142,8 @@ class EncodeJob:
     worker: EncodeWorker
     lease: Lease
     order: DecodeOrder
+    others: list[Rejection]
+    """Of clips that are another generation's."""
     spool: Path
     _summary: ShardSummary | None = field(default=None, init=False)
 
@@ -164,7 +170,7 @@ class EncodeJob:
                 recipe=spec.recipe,
                 num_rows=writer.num_rows,
                 size_bytes=writer.size_bytes,
-                rejections=tuple(encoder.rejections),
+                rejections=(*self.others, *encoder.rejections),
             )
             writer.close(self._summary)
 

@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from pipeline.committed import read_committed
-from pipeline.plan_store import Generation, OutcomeRef, read_column, read_outcomes, read_rejections
+from pipeline.plan import Item, PlannedItem
+from pipeline.plan_store import Generation, OutcomeRef, ShardRef, read_column, read_outcomes, read_rejections
 from pipeline.storage import Storage
 from pipeline.types import Rejection, ShardSummary
 
@@ -51,6 +52,38 @@ def read_left_out(
     gone = read_superseded(storage, generations) if superseded is None else superseded
     for generation in generations:
         yield from _latest(generation.place, read_rejections(storage, generation), gone)
+
+
+def split_superseded(
+    shard: ShardRef, items: Iterable[Item], superseded: Collection[OutcomeRef]
+) -> tuple[list[Item], list[Rejection]]:
+    """The clips of a shard that are still its own, and rejections that say so of the others.
+
+    There are others only where a committed shard was lost and is made again: its clips that had failed are another
+    generation's by now, and would be rows of both.
+    """
+    own: list[Item] = []
+    others: list[Rejection] = []
+    for item in items:
+        if OutcomeRef(shard.shard_id, item.sample_id, item.uri) in superseded:
+            others.append(_planned_again(item))
+        else:
+            own.append(item)
+    return own, others
+
+
+def _planned_again(item: PlannedItem) -> Rejection:
+    return Rejection(
+        sample_id=item.sample_id,
+        uri=item.uri,
+        frame_start=0,
+        frame_end=0,
+        status="filtered",
+        stage="plan",
+        reason="superseded",
+        detail=f"{item.uri}: a later generation has planned this clip again",
+        file_key=item.file_key,
+    )
 
 
 def latest_summary(summary: ShardSummary, superseded: Collection[OutcomeRef]) -> ShardSummary:

@@ -23,8 +23,7 @@ from pipeline.validation.plan_view import PlanView
 from pipeline.validation.videos import VideoChecks
 
 _UNNEEDED = ("orphan", "stale")
-_DERIVED = (MANIFEST_PATH, QUARANTINE_PATH, STATUS_PATH)
-"""What follows from plan and shards, or is written by the next run."""
+_DERIVED = (MANIFEST_PATH, QUARANTINE_PATH)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,8 +40,10 @@ class Validation:
     seed: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     """Findings, by what they say."""
-    unneeded: list[str] = field(default_factory=list)
-    """Paths of what nothing needs, and of pieces of the index that are damaged."""
+    orphans: list[str] = field(default_factory=list)
+    """Paths of what nothing needs."""
+    derived: list[str] = field(default_factory=list)
+    """Paths of what follows from plan and shards and is not as it should be."""
     lasting: Counter[str] = field(default_factory=Counter)
     """Findings that no rewriting of index and manifest does away with."""
     checks: LatentChecks | VideoChecks | None = None
@@ -58,9 +59,11 @@ class Validation:
         """
         for finding in self._look():
             self.counts[finding.what] += 1
-            if finding.what in _UNNEEDED or finding.path.startswith(f"{INDEX_FOLDER}/"):
-                self.unneeded.append(finding.path)
-            elif finding.what != "index" and finding.path not in _DERIVED:
+            if finding.what in _UNNEEDED:
+                self.orphans.append(finding.path)
+            elif finding.what == "index" or finding.path in _DERIVED or finding.path.startswith(f"{INDEX_FOLDER}/"):
+                self.derived.append(finding.path)
+            elif finding.path != STATUS_PATH:  # which the next run writes
                 self.lasting[finding.what] += 1
             yield finding
 

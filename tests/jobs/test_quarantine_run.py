@@ -79,6 +79,13 @@ def test_what_failed_is_requeued_and_tried_again(make_config: Any, clips: Path, 
     assert set(Path(output).rglob("data/**/*.parquet")) == files
     assert status_of(output) == (6, 5, 1, 0, 0)
 
+    lost = sorted(files)[0]
+    (Path(output) / "trash").mkdir()
+    lost.rename(Path(output) / "trash" / lost.name)  # as the runbook says of a damaged shard
+    assert run_encode(config) == ExitCode.COMPLETE
+    assert lost.exists()
+    assert validate_dataset.main([output]) == 0
+
 
 def test_append_after_mending_a_file_replaces_what_was_said_of_it(make_config: Any, clips: Path) -> None:
     shutil.copy2(CLIPS / "broken.mp4", clips / "mended.mp4")

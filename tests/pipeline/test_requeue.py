@@ -19,6 +19,7 @@ from pipeline.outcomes import (
     read_left_out,
     read_superseded,
     read_to_look_at_again,
+    split_superseded,
 )
 from pipeline.plan_rows import CLIP_ROWS
 from pipeline.plan_store import OutcomeRef, publish_generation, read_generations, read_items, read_shards
@@ -143,6 +144,18 @@ def test_who_loses_the_race_for_a_generation_is_told(dataset: Storage, monkeypat
     with pytest.raises(RunRefusedError, match="another program published generation 1 meanwhile; look again, and repeat"):
         requeue(dataset, ALL)
     assert counts(dataset) == (14, 10, 3, 1, 0)
+
+
+def test_a_lost_shard_that_is_made_again_leaves_requeued_clips_to_the_later_generation(dataset: Storage, spool: Path) -> None:
+    generations = read_generations(dataset)
+    first = read_shards(dataset, generations[0])[0]
+    requeue(dataset, ALL)
+    superseded = read_superseded(dataset, read_generations(dataset))
+    own, others = split_superseded(first, read_items(dataset, first, CLIP_ROWS), superseded)
+    assert [planned.uri for planned in own] == [f"videos/{number}.mp4" for number in (0, 1, 2, 4)]
+    assert [(one.uri, one.status, one.reason) for one in others] == [("videos/3.mp4", "filtered", "superseded")]
+    summary = latest_summary(next(read_committed(dataset, generations))[1], superseded)
+    assert latest_summary(replace(summary, rejections=tuple(others)), superseded).rejections == ()
 
 
 # Files that could not be looked at

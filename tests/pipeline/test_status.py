@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import RunRefusedError
-from pipeline.status import STALE_AFTER_S, STATUS_PATH, RunStatus, _this_host, refuse_second_run
+from pipeline.status import STALE_AFTER_S, STATUS_PATH, RunStatus, _this_host, is_alive, refuse_second_run
 from pipeline.storage import Storage
 
 
@@ -182,3 +182,13 @@ def test_run_that_was_taken_over_stops_and_writes_no_more(output: Storage, monke
         assert stop.wait(10)
         run.finish("stopped", 4)
     assert output.read_json(STATUS_PATH)["run_id"] == "another run"
+
+
+def test_a_run_is_alive_while_its_heartbeat_is_young_and_it_has_not_ended(output: Storage) -> None:
+    assert not is_alive(output)
+    with RunStatus(output, dict) as status:
+        assert is_alive(output)
+        status.finish("complete", 0)
+    assert not is_alive(output)
+    output.put_json("status.json", {"run_id": "r", "exit_code": None, "heartbeat_at": 1.0})
+    assert not is_alive(output)

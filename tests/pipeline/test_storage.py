@@ -385,3 +385,30 @@ def test_version_is_the_etag_or_the_modification_time(tmp_path: Path) -> None:
     assert object_version({"ETag": '"abc"', "LastModified": "now"}) == "abc"
     assert object_version({"mtime": 1.5}) == "1.500000"
     assert object_version({}) == ""
+
+
+# Moving
+
+
+def test_a_file_is_moved_and_never_over_another(output: Storage) -> None:
+    output.put("a", b"1")
+    output.put("taken", b"2")
+    output.move("a", "trash/now/a")
+    assert (output.read("trash/now/a"), output.exists("a")) == (b"1", False)
+    with pytest.raises(FileExistsError, match="taken: exists"):
+        output.move("trash/now/a", "taken")
+    assert (output.read("trash/now/a"), output.read("taken")) == (b"1", b"2")
+
+
+def test_in_an_object_store_the_original_goes_only_when_the_copy_is_whole(
+    flaky: type[FlakyFileSystem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage("flaky://bucket")
+    storage.put("a", b"123")
+    monkeypatch.setattr(FlakyFileSystem, "cp_file", lambda self, path, target, **rest: self.pipe_file(target, b"12"))
+    with pytest.raises(TransientError, match="is not a whole copy of a, which was left where it is"):
+        storage.move("a", "trash/a")
+    assert storage.read("a") == b"123"
+    monkeypatch.undo()
+    storage.move("a", "trash/b")
+    assert (storage.read("trash/b"), storage.exists("a")) == (b"123", False)

@@ -247,7 +247,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["data", "index", "manifest.json", "quarantine.parquet", "plan"])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_one_other_byte_anywhere_is_found_and_never_raises(whole: Path, tmp_path: Path, kind: str, data: st.DataObject) -> None:
     copy = tmp_path / "copy"
@@ -266,7 +266,7 @@ def test_one_other_byte_anywhere_is_found_and_never_raises(whole: Path, tmp_path
         assert findings, f"{file}: byte {position} of {len(content)}"
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_file_that_was_cut_short_is_found_and_never_raises(whole: Path, tmp_path: Path, data: st.DataObject) -> None:
     copy = tmp_path / "copy"
