@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.account import LeftOut, count_left_out
+from pipeline.errors import DatasetError
 from pipeline.storage import Storage
 from pipeline.types import ShardSummary
 
@@ -63,27 +64,42 @@ class Checkpoints:
         return self._num_files > MAX_FILES
 
     def read(self) -> dict[str, ShardAccount]:
-        """By shard id; of two accounts of one shard the later."""
-        names = sorted(found.uri for found in self.storage.walk(CHECKPOINT_FOLDER, ".parquet"))
+        """By shard id; of two accounts of one shard the later. Raises: DatasetError: one is damaged."""
+        names = list_checkpoints(self.storage)
         whole = [position for position, name in enumerate(names) if "-all-" in name]
         valid = names[whole[-1] :] if whole else names
         self._num_files = len(valid)
         self._last = max((int(name.rpartition("/")[2].partition("-")[0]) for name in names), default=0)
         accounts: dict[str, ShardAccount] = {}
         for name in valid:
-            for row in pq.read_table(io.BytesIO(self.storage.read(name))).to_pylist():
-                accounts[row["shard_id"]] = _from_row(row)
+            accounts.update((account.shard_id, account) for account in read_checkpoint(self.storage, name))
         return accounts
 
     def write(self, accounts: Iterable[ShardAccount], kind: Literal["more", "all"] = "more") -> None:
         """Raises: TransientError: storage does not answer."""
         table = pa.Table.from_pylist([_to_row(account) for account in accounts], schema=_SCHEMA)
         sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         name = f"{CHECKPOINT_FOLDER}/{self._last + 1:06d}-{kind}-{uuid.uuid4().hex[:8]}.parquet"
         self.storage.put_if_absent(name, sink.getvalue())
         self._last += 1
         self._num_files = 1 if kind == "all" else self._num_files + 1
+
+
+def list_checkpoints(storage: Storage) -> list[str]:
+    """Their paths, oldest first."""
+    return sorted(found.uri for found in storage.walk(CHECKPOINT_FOLDER, ".parquet"))
+
+
+def read_checkpoint(storage: Storage, path: str) -> list[ShardAccount]:
+    """Raises: DatasetError: it is damaged."""
+    data = storage.read(path)
+    try:
+        rows = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read().to_pylist()
+        return list(map(_from_row, rows))
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        advice = "move it away: what it says is read from the shards then"
+        raise DatasetError(f"{path}: damaged checkpoint: {error}; {advice}") from error
 
 
 def _to_row(account: ShardAccount) -> dict[str, Any]:

@@ -76,9 +76,12 @@ class ClipPlanner(Planner[ProbedVideo, PlannedClip]):
 
 
 def _add_known_tars(known: CompactSet, storage: Storage, generations: list[Generation]) -> None:
-    """Adds the tars whose members earlier generations have, all of them: ``input.limit`` may have cut one short."""
+    """Adds the tars whose members earlier generations have, all of them.
+
+    ``input.limit`` may have cut one short, and of a tar that is looked at again only some are planned.
+    """
     for generation in generations:
-        if generation.settings.get("input.limit") is None:
+        if generation.settings.get("input.limit") is None and not generation.num_superseded:
             last = ""
             for row in read_columns(storage, generation, ["uri", "size_bytes", "version", "member"]):
                 if row.get("member") is not None:

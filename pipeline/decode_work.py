@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass, field
 from pipeline.account import Account
 from pipeline.actors import Meter
 from pipeline.cluster import ActorResources
+from pipeline.committed import DECODED
 from pipeline.decode_config import DecodeRunConfig
 from pipeline.decode_worker import DecodeSpec, DecodeWorker
 from pipeline.engine import Engine, ModelInfo, check_memory_budget, describe_model, load_engine
 from pipeline.latent_planning import LatentPlanner
 from pipeline.latents import ProbedLatents, probe_latents
 from pipeline.latents.rows import LATENT_ROWS
-from pipeline.plan_store import Generation, ShardRef, read_rejections, read_shards
+from pipeline.outcomes import latest_of, read_left_out, read_superseded
+from pipeline.plan_store import Generation, ShardRef, read_shards
 from pipeline.planning import ProbeBatches
 from pipeline.report import REPORT_PATH, write_video_report
 from pipeline.sources import SourceItem
@@ -23,7 +25,6 @@ from pipeline.storage import Storage
 from pipeline.types import ShardSummary
 from pipeline.videos.publish import publish_videos, read_counts
 from pipeline.videos.recipe import VideoRecipe
-from pipeline.videos.record import DONE_FOLDER, done_path, read_record
 
 
 @dataclass(slots=True)
@@ -58,7 +59,7 @@ class DecodeWork:
 
     @property
     def commits(self) -> tuple[str, str]:
-        return DONE_FOLDER, ".json"
+        return DECODED.folder, DECODED.suffix
 
     @property
     def probe(self) -> Callable[[list[SourceItem]], list[ProbedLatents]]:
@@ -78,6 +79,7 @@ class DecodeWork:
         spec = DecodeSpec(
             config=self.config,
             recipe=self.recipe.fingerprint,
+            superseded=read_superseded(self.storage, generations),
             frame_budget_bytes=resources.frame_budget_bytes,
             make_engine=functools.partial(
                 self.make_engine, self.config, self.model.fingerprint, resources.device, resources.threads
@@ -86,17 +88,25 @@ class DecodeWork:
         return functools.partial(DecodeWorker, spec)
 
     def commit_path(self, shard: ShardRef) -> str:
-        return done_path(shard.bucket_key, shard.index, shard.shard_id)
+        return DECODED.path(shard)
 
     def read_summary(self, path: str, size_bytes: int) -> ShardSummary:
-        return read_record(self.storage, path)[0]
+        return DECODED.read_summary(self.storage, path, size_bytes)
 
-    def is_published(self, num_shards: int, account: Account) -> bool:
+    def is_published(self, generations: list[Generation], account: Account) -> bool:
         counts = read_counts(self.storage)
-        return counts == (num_shards, account.written, account.quarantined, account.filtered) and self.storage.exists(REPORT_PATH)
+        expected = (len(generations), account.written, account.quarantined, account.filtered)
+        return counts == expected and self.storage.exists(REPORT_PATH)
 
     def publish(self, generations: list[Generation], shards: Iterable[str], account: Account) -> None:
-        rejections = (rejection for g in generations for rejection in read_rejections(self.storage, g))
+        superseded = read_superseded(self.storage, generations)
         recipe = asdict(self.recipe)
-        first = publish_videos(self.storage, shards, rejections, {"recipe": recipe}, num_videos=account.written)
+        first = publish_videos(
+            self.storage,
+            shards,
+            read_left_out(self.storage, generations, superseded),
+            {"generations": len(generations), "recipe": recipe},
+            latest=latest_of(superseded),
+            num_videos=account.written,
+        )
         write_video_report(self.storage, first, account, recipe)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 
 import ray
 import torch
@@ -24,7 +24,8 @@ from pipeline.errors import TerminalError, TransientError
 from pipeline.latents import LatentReader, PlannedLatent
 from pipeline.latents.rows import LATENT_ROWS
 from pipeline.messages import Lease
-from pipeline.plan_store import read_items
+from pipeline.outcomes import split_superseded
+from pipeline.plan_store import OutcomeRef, read_items
 from pipeline.sink import FrameSink
 from pipeline.storage import Storage
 from pipeline.types import Frames, Rejection, ShardSummary
@@ -78,6 +79,7 @@ class DecodeSpec:
 
     config: DecodeRunConfig
     recipe: str
+    superseded: frozenset[OutcomeRef]
     frame_budget_bytes: int
     make_engine: Callable[[], Engine]
 
@@ -99,17 +101,18 @@ class DecodeWorker:
         """As ``Worker.open``: the shard's latents are read ahead."""
         source = self.spec.config.input
         items = read_items(self.storage, lease.shard, LATENT_ROWS)
+        own, others = split_superseded(lease.shard, items, self.spec.superseded)
         # A reader of its own: two shards that share one would take each other's open file away.
         reader = LatentReader(source.storage_options, source.max_file_bytes)
         read = partial(_read, reader, lease)
         with contextlib.ExitStack() as held:
             if lease.caution.is_careful:
-                latents = self._read_carefully(read, items)
+                latents = self._read_carefully(read, own)
             else:
-                ahead = ordered_map(read, items, _READ_THREADS)
+                ahead = ordered_map(read, own, _READ_THREADS)
                 held.callback(ahead.close)  # type: ignore[attr-defined]  # a generator, whose reads end with it
-                latents = chain([next(ahead)], ahead)  # reading begins here, before the model is free
-            job = DecodeJob(self, lease, latents)
+                latents = chain(list(islice(ahead, 1)), ahead)  # reading begins here, before the model is free
+            job = DecodeJob(self, lease, latents, others)
             held.callback(job.close)
             yield job
 
@@ -149,8 +152,9 @@ class DecodeJob:
     worker: DecodeWorker
     lease: Lease
     latents: Iterator[tuple[PlannedLatent, Read]]
+    rejections: list[Rejection]
+    """Of clips that are another generation's; those that fail are added."""
     _sink: FrameSink[PlannedLatent, VideoRecord] = field(init=False)
-    _rejections: list[Rejection] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         # Two attempts may be at work, one decoding and one finishing its videos: half of the budget each.
@@ -193,7 +197,7 @@ class DecodeJob:
             recipe=self.worker.spec.recipe,
             num_rows=len(videos),
             size_bytes=sum(video.size_bytes for video in videos),
-            rejections=tuple(self._rejections),
+            rejections=tuple(self.rejections),
         )
         return commit_videos(self.worker.storage, summary, videos)
 
@@ -214,7 +218,7 @@ class DecodeJob:
     def _reject(self, planned: PlannedLatent, error: TerminalError) -> None:
         detail = error.detail.removeprefix(f"{planned.uri}: ")
         logger.warning("quarantined uri=%s reason=%s detail=%s", planned.uri, error.reason, detail)
-        self._rejections.append(
+        self.rejections.append(
             Rejection(
                 sample_id=planned.sample_id,
                 uri=planned.uri,
@@ -224,6 +228,7 @@ class DecodeJob:
                 stage=error.stage,
                 reason=error.reason,
                 detail=f"{planned.place}: {detail}",
+                file_key=planned.file_key,
             )
         )
 

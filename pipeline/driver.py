@@ -10,7 +10,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,9 @@ from pipeline.admission import check_guarantees, check_output, check_recipe, che
 from pipeline.cluster import ClusterSession, count_actors, plan_actors, stop_grace_s, stop_on_signals
 from pipeline.errors import ENDS_THE_RUN, ConfigError, PipelineError, RunRefusedError, StoppedError, TransientError
 from pipeline.messages import CapacityChanged, End, Event, GiveUp, Settle, StopAsked, Tick
+from pipeline.outcomes import read_to_look_at_again
 from pipeline.plan import ProbedFile
-from pipeline.plan_store import Generation, ShardRef, read_generations
+from pipeline.plan_store import Generation, OutcomeRef, ShardRef, read_generations
 from pipeline.planning import Batch
 from pipeline.pool import ActorPool
 from pipeline.progress import ProgressReport
@@ -104,15 +105,24 @@ class Run:
         with ClusterSession(self.work.config, self.stop) as cluster, ProgressReport(run.progress, run.log_every_s) as progress:
             if run.append or not generations:
                 generations += self._plan(generations, cluster, progress)
+            if again := read_to_look_at_again(self.work.storage, generations):
+                generations += self._plan(generations, cluster, progress, again)
             self.status.state = self.work.activity
             pending = self.stock.take(generations)
             failures: dict[str, str] = {}
             if pending and not self.stop.is_set():
                 cluster.join()
                 failures = self._do_pending(pending, generations, progress)
-            return self._conclude(generations, failures)
+            return self._conclude(generations, failures, has_new=bool(pending))
 
-    def _plan(self, generations: list[Generation], cluster: ClusterSession, progress: ProgressReport) -> list[Generation]:
+    def _plan(
+        self,
+        generations: list[Generation],
+        cluster: ClusterSession,
+        progress: ProgressReport,
+        again: Sequence[OutcomeRef] = (),
+    ) -> list[Generation]:
+        """Plan what is new in the input or, where there are outcomes to replace, their files."""
         self.status.state = "planning"
         probed = 0
 
@@ -125,7 +135,7 @@ class Run:
 
         probe = functools.partial(_probe_batches, self.work.probe, self.stop, cluster)
         planner = self.work.planner(probe, on_probed)
-        added = planner.add_generation(generations)
+        added = planner.replan(generations, again) if again else planner.add_generation(generations)
         if added is None:
             if not generations:
                 raise ConfigError(f"input.uri {self.work.config.input.uri}: there is nothing to {self.work.name}")
@@ -181,10 +191,11 @@ class Run:
             self.stop.is_set() or self.account.is_over(self.work.config.run.max_quarantined) or self.unexpected > MAX_UNEXPECTED
         )
 
-    def _conclude(self, generations: list[Generation], failures: dict[str, str]) -> ExitCode:
+    def _conclude(self, generations: list[Generation], failures: dict[str, str], *, has_new: bool) -> ExitCode:
         """Publish what is complete and choose the exit code."""
         self.stock.checkpoint()
-        if self.account.pending == 0 and not self.work.is_published(len(self.stock.committed), self.account):
+        # A shard that was lost and made again may have other bytes under the same counts.
+        if self.account.pending == 0 and (has_new or not self.work.is_published(generations, self.account)):
             self.status.state = "publishing"
             failpoints.reach("publish.before_index")
             self.work.publish(generations, self.stock.paths(generations), self.account)

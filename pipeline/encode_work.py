@@ -10,16 +10,17 @@ from pipeline.account import Account
 from pipeline.actors import Meter
 from pipeline.clip_planning import ClipPlanner
 from pipeline.cluster import ActorResources
+from pipeline.committed import ENCODED
 from pipeline.config import RunConfig
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.publish import DatasetInfo, publish_dataset
 from pipeline.dataset.schema import build_schema
-from pipeline.dataset.writer import DATA_FOLDER, read_summary, shard_path
 from pipeline.encode_worker import EncodeSpec, EncodeWorker, probe_videos
 from pipeline.engine import Engine, ModelInfo, check_memory_budget, describe_model, load_engine
+from pipeline.outcomes import latest_of, read_left_out, read_superseded
 from pipeline.plan import ProbedVideo
 from pipeline.plan_rows import CLIP_ROWS
-from pipeline.plan_store import Generation, ShardRef, read_rejections
+from pipeline.plan_store import Generation, ShardRef
 from pipeline.planning import ProbeBatches
 from pipeline.recipe import LatentRecipe
 from pipeline.report import REPORT_PATH, write_report
@@ -67,7 +68,7 @@ class EncodeWork:
 
     @property
     def commits(self) -> tuple[str, str]:
-        return DATA_FOLDER, ".parquet"
+        return ENCODED.folder, ENCODED.suffix
 
     @property
     def probe(self) -> Callable[[list[SourceItem]], list[ProbedVideo]]:
@@ -83,6 +84,7 @@ class EncodeWork:
             config=self.config,
             recipe=self.recipe.fingerprint,
             columns=generations[0].columns,
+            superseded=read_superseded(self.storage, generations),
             frame_budget_bytes=resources.frame_budget_bytes,
             make_engine=functools.partial(
                 self.make_engine, self.config, self.model.fingerprint, resources.device, resources.threads
@@ -91,17 +93,17 @@ class EncodeWork:
         return functools.partial(EncodeWorker, spec)
 
     def commit_path(self, shard: ShardRef) -> str:
-        return shard_path(shard.bucket_key, shard.index, shard.shard_id)
+        return ENCODED.path(shard)
 
     def read_summary(self, path: str, size_bytes: int) -> ShardSummary:
-        return read_summary(self.storage, path, size_bytes)
+        return ENCODED.read_summary(self.storage, path, size_bytes)
 
-    def is_published(self, num_shards: int, account: Account) -> bool:
+    def is_published(self, generations: list[Generation], account: Account) -> bool:
         manifest = read_manifest(self.storage)
         if manifest is None or not self.storage.exists(REPORT_PATH):
             return False
-        found = (manifest.num_shards, manifest.num_samples, manifest.num_quarantined, manifest.num_filtered)
-        return found == (num_shards, account.written, account.quarantined, account.filtered)
+        found = (manifest.generations, manifest.num_samples, manifest.num_quarantined, manifest.num_filtered)
+        return found == (len(generations), account.written, account.quarantined, account.filtered)
 
     def publish(self, generations: list[Generation], shards: Iterable[str], account: Account) -> None:
         output = self.config.output
@@ -110,7 +112,15 @@ class EncodeWork:
             scaling_factor=self.model.scaling_factor,
             dtype=self.config.stored.dtype,
             model=self.config.vae.model,
+            generations=len(generations),
         )
-        rejections = (rejection for g in generations for rejection in read_rejections(self.storage, g))
-        manifest = publish_dataset(self.storage, shards, rejections, info, num_samples=account.written)
+        superseded = read_superseded(self.storage, generations)
+        manifest = publish_dataset(
+            self.storage,
+            shards,
+            read_left_out(self.storage, generations, superseded),
+            info,
+            latest=latest_of(superseded),
+            num_samples=account.written,
+        )
         write_report(self.storage, manifest, account)

@@ -30,15 +30,16 @@ from pipeline.errors import TerminalError, TransientError
 from pipeline.feed import Decoded, DecodeFeed, DecodeOrder
 from pipeline.fetching import fetch_videos
 from pipeline.messages import Lease
+from pipeline.outcomes import split_superseded
 from pipeline.plan import ProbedVideo
 from pipeline.plan_rows import CLIP_ROWS
-from pipeline.plan_store import read_items
+from pipeline.plan_store import OutcomeRef, read_items
 from pipeline.probing import probe_items
 from pipeline.shard import ShardEncoder
 from pipeline.sources import SourceItem
 from pipeline.storage import Storage
 from pipeline.tars.probing import probe_tar
-from pipeline.types import Clip, DecodedClip, ShardSummary
+from pipeline.types import Clip, DecodedClip, Rejection, ShardSummary
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ class EncodeSpec:
     recipe: str
     columns: pa.Schema
     """Types of the columns that pass through."""
+    superseded: frozenset[OutcomeRef]
     frame_budget_bytes: int
     make_engine: Callable[[], Engine]
 
@@ -124,9 +126,11 @@ class EncodeWorker:
         # No folder of its own: an actor ends by being killed, and would leave it.
         spool = Path(tempfile.gettempdir()) / f"latents-{lease.attempt_id}.parquet"
         try:
-            with self._feed.order(read_items(self.storage, lease.shard, CLIP_ROWS)) as order:
+            clips = read_items(self.storage, lease.shard, CLIP_ROWS)
+            own, others = split_superseded(lease.shard, clips, self.spec.superseded)
+            with self._feed.order(own) as order:
                 failpoints.reach("encode.after_claim")
-                yield EncodeJob(self, lease, order, spool)
+                yield EncodeJob(self, lease, order, others, spool)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -148,6 +152,8 @@ class EncodeJob:
     worker: EncodeWorker
     lease: Lease
     order: DecodeOrder
+    others: list[Rejection]
+    """Of clips that are another generation's."""
     spool: Path
     _summary: ShardSummary | None = field(default=None, init=False)
 
@@ -177,7 +183,7 @@ class EncodeJob:
                 recipe=spec.recipe,
                 num_rows=writer.num_rows,
                 size_bytes=writer.size_bytes,
-                rejections=tuple(encoder.rejections),
+                rejections=(*self.others, *encoder.rejections),
             )
             writer.close(self._summary)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from pipeline.command_line import JOB_HELP, parse_command_line
 from pipeline.config import JobConfig
 from pipeline.driver import run_work
 from pipeline.errors import ConfigError, PipelineError, RunRefusedError
-from pipeline.progress import LogHandler
+from pipeline.progress import start_logging
 from pipeline.work import Work
 
 C = TypeVar("C", bound=JobConfig)
@@ -46,11 +45,3 @@ def run_job(
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return ExitCode.FAILED
-
-
-def start_logging(level: str) -> None:
-    """Our own lines at ``level``; of other packages, warnings."""
-    logging.basicConfig(level="WARNING", handlers=[LogHandler()])
-    for package in ("pipeline", "cogvae"):
-        logging.getLogger(package).setLevel(level.upper())
-    logging.getLogger("huggingface_hub").setLevel("ERROR")  # it prints its retries by itself

@@ -59,14 +59,7 @@ class LatentPlanner(Planner[ProbedLatents, PlannedLatent]):
 
     def plan(self, found: Iterator[ProbedLatents], earlier: list[Generation]) -> Iterator[PlannedLatent | Rejection]:
         """Up to ``input.limit`` clips that are not planned yet."""
-        known, names = CompactSet(), Names()
-        for generation in earlier:
-            for sample_id in read_column(self.storage, generation, "sample_id"):
-                known.add(sample_id)
-            for rejection in read_rejections(self.storage, generation):
-                known.add(rejection.sample_id)
-            for name in read_column(self.storage, generation, "name"):
-                names.occupy(name)
+        known, names = self._read_known(earlier)
         selection = self.config.input.model_copy(update={"limit": None})
         limit, num_found, num_selected, num_planned = self.config.input.limit, 0, 0, 0
 
@@ -86,6 +79,27 @@ class LatentPlanner(Planner[ProbedLatents, PlannedLatent]):
             uri = self.config.input.uri
             raise ConfigError(f"input.uri {uri}: of {num_found} latents none passes input.ids and input.filters")
 
+    def plan_again(
+        self, found: Iterator[ProbedLatents], earlier: list[Generation], again: frozenset[str]
+    ) -> Iterator[PlannedLatent | Rejection]:
+        known, names = self._read_known(earlier)
+        selection, fps = self.config.input.model_copy(update={"limit": None}), self.config.output.fps
+        for item in plan_latents(found, selection, self.recipe.fingerprint, fps, names, is_whole=False):
+            if item.sample_id in again or item.sample_id not in known:
+                yield self._check_size(item)
+
+    def _read_known(self, earlier: list[Generation]) -> tuple[CompactSet, Names]:
+        """Ids that are planned or left out, and names of videos."""
+        known, names = CompactSet(), Names()
+        for generation in earlier:
+            for sample_id in read_column(self.storage, generation, "sample_id"):
+                known.add(sample_id)
+            for rejection in read_rejections(self.storage, generation):
+                known.add(rejection.sample_id)
+            for name in read_column(self.storage, generation, "name"):
+                names.occupy(name)
+        return known, names
+
     def _check_size(self, item: PlannedLatent | Rejection) -> PlannedLatent | Rejection:
         """Shapes come from the input: one that no memory holds would be tried again and again."""
         if isinstance(item, Rejection):
@@ -104,6 +118,7 @@ class LatentPlanner(Planner[ProbedLatents, PlannedLatent]):
             reason="too_large",
             detail=f"{item.place}: a video of {item.num_frames} frames of {height}x{width}; decode.max_frames is "
             f"{limits.max_frames}, decode.max_pixels {limits.max_pixels}",
+            file_key=item.file_key,
         )
 
     def to_json(self, found: ProbedLatents) -> dict[str, Any]:

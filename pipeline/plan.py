@@ -18,6 +18,11 @@ from pipeline.types import Bucket, Clip, Rejection, Status, TarMember, VideoInfo
 MIN_SHARDS = 32
 
 
+def file_key(uri: str, size_bytes: int, version: str) -> str:
+    """Tells this content of this path from every other."""
+    return digest(uri, size_bytes, version)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbedFile:
     """A listed file after probing: which it is, what the input says about it, or why it cannot be used."""
@@ -30,8 +35,7 @@ class ProbedFile:
 
     @property
     def key(self) -> str:
-        """Tells this content of this path from every other."""
-        return digest(self.uri, self.size_bytes, self.version)
+        return file_key(self.uri, self.size_bytes, self.version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,19 @@ class PlannedClip:
     def bucket_key(self) -> str:
         return self.clip.bucket.key
 
+    @property
+    def uri(self) -> str:
+        return self.clip.uri
+
+    @property
+    def file_key(self) -> str:
+        return file_key(self.clip.uri, self.clip.size_bytes, self.clip.version)
+
+    @property
+    def files(self) -> dict[str, str]:
+        clip = self.clip
+        return {uri: file_key(uri, clip.size_bytes, clip.version) for uri in (clip.uri, clip.file_uri)}
+
 
 class PlannedItem(Protocol):
     """What any kind of work plans: a clip to encode, a latent to decode."""
@@ -67,6 +84,21 @@ class PlannedItem(Protocol):
     @property
     def bucket_key(self) -> str:
         """Names the shape; items of one shape are batched together."""
+        ...
+
+    @property
+    def uri(self) -> str:
+        """Of the file that it is read from."""
+        ...
+
+    @property
+    def file_key(self) -> str:
+        """Of that file as it was planned."""
+        ...
+
+    @property
+    def files(self) -> dict[str, str]:
+        """URI and key of that file and, if it lies in a tar, of the tar."""
         ...
 
     @property
@@ -184,6 +216,7 @@ def _rejection(video: ProbedVideo, status: Status, stage: str, reason: str, deta
         stage=stage,
         reason=reason,
         detail=detail,
+        file_key=video.key,
     )
 
 

@@ -4,6 +4,8 @@
     plan/00000/shards-<try>-00000.parquet  one row a shard: where its clips are
     plan/00000/clips-<try>-00000.parquet   one row a clip or latent; a row group holds whole shards
     plan/00000/rejected-<try>-00000.parquet  one row per input file that gave nothing
+    plan/00001/superseded-<try>-00000.parquet  outcomes of earlier generations that no longer count
+    plan/00001/again-<try>-00000.parquet   outcomes whose files the next run is to look at again
 
 ``plan_writer`` writes them.
 """
@@ -15,7 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,6 +44,17 @@ SHARD_SCHEMA = pa.schema(
         ("first_row", pa.int64()),
     ]
 )
+
+OUTCOME_SCHEMA = pa.schema([("place", pa.string()), ("sample_id", pa.string()), ("uri", pa.string())])
+
+
+class OutcomeRef(NamedTuple):
+    """Names one rejection: a clip that failed in a shard, or a file that a generation's planning left out."""
+
+    place: str
+    """A shard id, or the generation's folder, ``plan/00000``."""
+    sample_id: str
+    uri: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +92,17 @@ class Generation:
     clip_files: tuple[str, ...]
     shard_files: tuple[str, ...]
     rejected_files: tuple[str, ...]
+    num_superseded: int = 0
+    """Rejections of earlier generations that this one replaces."""
+    superseded_files: tuple[str, ...] = ()
+    """Of those."""
+    again_files: tuple[str, ...] = ()
+    """Of the outcomes that a further generation is to replace, by looking at their files again."""
+
+    @property
+    def place(self) -> str:
+        """Where the outcomes of its planning stand."""
+        return plan_folder(self.number)
 
     @property
     def num_planned(self) -> int:
@@ -86,9 +110,13 @@ class Generation:
         return self.num_clips + self.quarantined + self.filtered
 
 
+def plan_folder(number: int) -> str:
+    return f"plan/{number:05d}"
+
+
 def index_path(number: int) -> str:
     """The file whose existence publishes a generation."""
-    return f"plan/{number:05d}/index.json"
+    return f"{plan_folder(number)}/index.json"
 
 
 def read_generations(storage: Storage) -> list[Generation]:
@@ -121,7 +149,16 @@ def read_generation(storage: Storage, path: str) -> Generation:
         clip_files=tuple(index["clip_files"]),
         shard_files=tuple(index["shard_files"]),
         rejected_files=tuple(index["rejected_files"]),
+        num_superseded=index.get("num_superseded", 0),
+        superseded_files=tuple(index.get("superseded_files", ())),
+        again_files=tuple(index.get("again_files", ())),
     )
+
+
+def list_plan_files(generation: Generation) -> set[str]:
+    """Every file that a published generation names, and its index."""
+    items = (*generation.clip_files, *generation.shard_files, *generation.rejected_files)
+    return {index_path(generation.number), *items, *generation.superseded_files, *generation.again_files}
 
 
 def read_shards(storage: Storage, generation: Generation) -> Iterator[ShardRef]:
@@ -145,6 +182,11 @@ def read_column(storage: Storage, generation: Generation, name: str) -> Iterator
 def read_rejections(storage: Storage, generation: Generation) -> Iterator[Rejection]:
     """What the plan itself left out."""
     return (Rejection(**row) for row in _read_rows(storage, generation.rejected_files))
+
+
+def read_outcomes(storage: Storage, files: Iterable[str]) -> Iterator[OutcomeRef]:
+    """What the ``superseded_files`` or ``again_files`` of a generation name."""
+    return (OutcomeRef(**row) for row in _read_rows(storage, files))
 
 
 def read_known_files(storage: Storage, generations: Iterable[Generation]) -> CompactSet:

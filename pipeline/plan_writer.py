@@ -21,7 +21,16 @@ from pipeline import failpoints
 from pipeline.columns import columns_array
 from pipeline.plan import Item, PlannedShard
 from pipeline.plan_rows import RowFormat
-from pipeline.plan_store import FORMAT_VERSION, SHARD_SCHEMA, Generation, index_path, read_generation
+from pipeline.plan_store import (
+    FORMAT_VERSION,
+    OUTCOME_SCHEMA,
+    SHARD_SCHEMA,
+    Generation,
+    OutcomeRef,
+    index_path,
+    plan_folder,
+    read_generation,
+)
 from pipeline.quarantine import REJECTION_SCHEMA
 from pipeline.recipe import Recipe
 from pipeline.storage import Storage
@@ -77,7 +86,7 @@ class GenerationWriter(Generic[Item]):
         self.counts: Counter[str] = Counter()
         """Rejections by status."""
         self._storage, self._rows = storage, rows
-        self._stem = f"plan/{number:05d}/{{}}-{uuid.uuid4().hex[:8]}"
+        self._stem = f"{plan_folder(number)}/{{}}-{uuid.uuid4().hex[:8]}"
         self._rejected = _Parts(storage, self._stem.format("rejected"), REJECTION_SCHEMA)
         self._shards = _Parts(storage, self._stem.format("shards"), SHARD_SCHEMA)
         self._clips: _Parts | None = None
@@ -121,14 +130,28 @@ class GenerationWriter(Generic[Item]):
         if self._group_rows >= GROUP_ROWS or self._group_bytes >= GROUP_BYTES:
             self._write_group()
 
-    def publish(self, recipe: Recipe, settings: dict[str, object]) -> Generation:
-        """Put the generation's index, or adopt the one that another driver has put meanwhile."""
+    def publish(
+        self,
+        recipe: Recipe,
+        settings: dict[str, object],
+        *,
+        superseded: Iterable[OutcomeRef] = (),
+        again: Iterable[OutcomeRef] = (),
+    ) -> Generation:
+        """Put the generation's index, or adopt the one that another driver has put meanwhile.
+
+        Args:
+            superseded: rejections of earlier generations that this one replaces, each as often as it stands there.
+            again: those that a further generation is to replace, by looking at their files again.
+        """
         assert self._clips is not None, "published without the types of its columns"
         self._write_group()
         _flush(self._shards, self._shard_rows)
         _flush(self._rejected, self._left_out)
         for parts in (self._clips, self._shards, self._rejected):
             parts.close()
+        superseded_files, num_superseded = self._write_outcomes("superseded", superseded)
+        again_files, _ = self._write_outcomes("again", again)
         index = {
             "format_version": FORMAT_VERSION,
             "generation": self.number,
@@ -145,11 +168,27 @@ class GenerationWriter(Generic[Item]):
             "clip_files": self._clips.files,
             "shard_files": self._shards.files,
             "rejected_files": self._rejected.files,
+            "num_superseded": num_superseded,
+            "superseded_files": superseded_files,
+            "again_files": again_files,
         }
         path = index_path(self.number)
         failpoints.reach("plan.before_index")
         self._storage.put_if_absent(path, json.dumps(index, indent=2).encode())
         return read_generation(self._storage, path)
+
+    def _write_outcomes(self, name: str, outcomes: Iterable[OutcomeRef]) -> tuple[list[str], int]:
+        parts = _Parts(self._storage, self._stem.format(name), OUTCOME_SCHEMA)
+        rows: list[dict[str, Any]] = []
+        count = 0
+        for outcome in outcomes:
+            count += 1
+            rows.append(outcome._asdict())
+            if len(rows) >= _BATCH_ROWS:
+                _flush(parts, rows)
+        _flush(parts, rows)
+        parts.close()
+        return parts.files, count
 
     def _write_group(self) -> None:
         if not self._group:
@@ -174,6 +213,8 @@ def publish_generation(
     recipe: Recipe,
     settings: dict[str, object],
     columns: pa.Schema,
+    superseded: Iterable[OutcomeRef] = (),
+    again: Iterable[OutcomeRef] = (),
 ) -> Generation:
     """Write generation ``number`` from shards that are at hand, or adopt the one that another driver has published."""
     writer = GenerationWriter(storage, number, rows)
@@ -183,7 +224,7 @@ def publish_generation(
     for shard in shards:
         table = pa.Table.from_pylist([rows.to_row(item) for item in shard.items], schema=rows.schema)
         writer.add_shard(shard.shard_id, shard.bucket_key, table, [item.columns for item in shard.items])
-    return writer.publish(recipe, settings)
+    return writer.publish(recipe, settings, superseded=superseded, again=again)
 
 
 def _flush(parts: _Parts, rows: list[dict[str, Any]]) -> None:

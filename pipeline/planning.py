@@ -11,9 +11,9 @@ import json
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
@@ -22,12 +22,14 @@ from pipeline import failpoints
 from pipeline.columns import ColumnTypes
 from pipeline.config import JobConfig
 from pipeline.errors import TerminalError
+from pipeline.outcomes import Contents, find_replaced
 from pipeline.plan import Item, ProbedFile, shard_id_of, shard_sizes
 from pipeline.plan_rows import RowFormat
 from pipeline.plan_spool import ItemSpool
-from pipeline.plan_store import Generation
+from pipeline.plan_store import Generation, OutcomeRef
 from pipeline.plan_writer import GenerationWriter
 from pipeline.recipe import Recipe, digest
+from pipeline.requeue import Requested, choose_replanned
 from pipeline.sources import SourceItem, SourceListing
 from pipeline.storage import Storage
 from pipeline.types import Rejection
@@ -116,19 +118,51 @@ class Planner(ABC, Generic[Found, Item]):
         """
         listing = self.list_input()
         types = ColumnTypes(listing.schema, self.fixed_columns(earlier))
-        writer = GenerationWriter(self.storage, len(earlier), self.rows)
+        planned = self.plan(_seen(self.find(listing.items, earlier), types), earlier)
+        first = next(planned, None)
+        if first is None:
+            return None
+        planned = chain([first], planned)
+        if not earlier:
+            return self._publish(0, planned, types, ())
+        contents = Contents()
+        # Begins to look when the first is asked for: all that is planned has gone by then.
+        replaced = find_replaced(self.storage, earlier, contents)
+        return self._publish(len(earlier), contents.noting(planned), types, replaced)
+
+    def replan(self, earlier: list[Generation], outcomes: Sequence[OutcomeRef]) -> Generation:
+        """Look again at the files of some outcomes, and publish what comes of it in their place.
+
+        Raises:
+            ConfigError, TransientError: as ``add_generation``.
+        """
+        listing = self.list_input()
+        types = ColumnTypes(listing.schema, self.fixed_columns(earlier))
+        requested = Requested(outcomes)
+        listed = [item for item in listing.items if requested.lists(item)]
+        found = (file for file in self.probe_all(len(earlier), listed) if requested.wants(file))
+        planned = self.plan_again(_seen(found, types), earlier, requested.ids)
+        chosen = choose_replanned(self.storage, earlier, requested, planned)
+        return self._publish(len(earlier), chosen, types, outcomes)
+
+    def plan_again(self, found: Iterator[Found], earlier: list[Generation], again: frozenset[str]) -> Iterator[Item | Rejection]:
+        """``plan``, of files whose outcomes ``again`` are to be replaced."""
+        return self.plan(found, earlier)
+
+    def _publish(
+        self, number: int, items: Iterable[Item | Rejection], types: ColumnTypes, superseded: Iterable[OutcomeRef]
+    ) -> Generation:
+        writer = GenerationWriter(self.storage, number, self.rows)
         with ItemSpool(self.rows, types.declared) as spool:
-            for planned in self.plan(_seen(self.find(listing.items, earlier), types), earlier):
+            for planned in items:
                 if isinstance(planned, Rejection):
                     writer.reject(planned)
                 else:
                     types.see(planned.columns)
                     spool.add(planned)
-            if not spool.counts and not writer.counts:
-                return None
             writer.fix_columns(types.schema())
             self._add_shards(spool, writer)
-        return writer.publish(self.recipe, self.config.plan_settings())
+        return writer.publish(self.recipe, self.config.plan_settings(), superseded=superseded)
 
     def _add_shards(self, spool: ItemSpool[Item], writer: GenerationWriter[Item]) -> None:
         shapes = {key: (count, self.item_bytes(spool.firsts[key])) for key, count in spool.counts.items()}

@@ -34,6 +34,14 @@ class LogHandler(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
+def start_logging(level: str) -> None:
+    """Our own lines at ``level``; of other packages, warnings."""
+    logging.basicConfig(level="WARNING", handlers=[LogHandler()])
+    for package in ("pipeline", "cogvae"):
+        logging.getLogger(package).setLevel(level.upper())
+    logging.getLogger("huggingface_hub").setLevel("ERROR")  # it prints its retries by itself
+
+
 @dataclass(slots=True)
 class RateMeter:
     """Clips and frames a second over the last two minutes."""

@@ -6,11 +6,13 @@ import contextlib
 import dataclasses
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from types import TracebackType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.storage import Storage
 from pipeline.types import Rejection
 
 QUARANTINE_PATH = "quarantine.parquet"
@@ -23,6 +25,12 @@ REJECTION_SCHEMA = pa.schema(
     ]
 )
 """One row per clip that is left out: of the quarantine table and of the plan's own."""
+
+
+def read_quarantine_table(storage: Storage) -> Iterator[Rejection]:
+    """The rows of a finished output's table. Raises: FileNotFoundError; pa.ArrowException: it is damaged."""
+    for batch in pq.ParquetFile(pa.BufferReader(storage.read(QUARANTINE_PATH))).iter_batches():
+        yield from (Rejection(**row) for row in batch.to_pylist())
 
 
 class QuarantineTable:

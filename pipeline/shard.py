@@ -63,7 +63,7 @@ class ShardEncoder:
         planned, decoded, result = outcome.item, outcome.payload, outcome.result
         if decoded is None or isinstance(result, TerminalError):
             assert isinstance(result, TerminalError), "a result of nothing"
-            self._reject(planned.clip, result)
+            self._reject(planned, result)
             return
         result = replace(result, source_hash=decoded.source_hash, degraded=outcome.degraded)
         if _is_sampled(planned.clip.sample_id, self.config.qa_share):
@@ -82,7 +82,8 @@ class ShardEncoder:
             logger.warning("psnr not measured uri=%s error=%s", clip.uri, error)
             return None
 
-    def _reject(self, clip: Clip, error: TerminalError) -> None:
+    def _reject(self, planned: PlannedClip, error: TerminalError) -> None:
+        clip = planned.clip
         logger.warning("quarantined uri=%s reason=%s detail=%s", clip.uri, error.reason, error.detail)
         self.rejections.append(
             Rejection(
@@ -94,6 +95,7 @@ class ShardEncoder:
                 stage=error.stage,
                 reason=error.reason,
                 detail=error.detail,
+                file_key=planned.file_key,
             )
         )
 

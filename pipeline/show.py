@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset import LatentDataset
@@ -27,7 +27,7 @@ def describe(uri: str) -> Iterator[str]:
         yield f"  {index:3d}  {item['bucket_key']:<14} latent {list(latent.shape)} {latent.dtype}  {name}  {caption}"
     if len(dataset) > MOST_ROWS:
         yield f"  … and {len(dataset) - MOST_ROWS} more"
-    rows = pq.read_table(io.BytesIO(Storage(uri).read(QUARANTINE_PATH))).to_pylist()
+    rows = pq.ParquetFile(pa.BufferReader(Storage(uri).read(QUARANTINE_PATH))).read().to_pylist()
     yield f"left out: {len(rows)}"
     for row in rows[:MOST_ROWS]:
         yield f"  {row['status']}  {row['reason']}: {row['detail']}"

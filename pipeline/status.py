@@ -137,6 +137,14 @@ def refuse_second_run(storage: Storage, *, takeover: bool, sleep: Callable[[floa
     logger.info("%s shows no heartbeat; resuming", name)
 
 
+def is_alive(storage: Storage) -> bool:
+    """Whether ``status.json`` speaks of a run that goes on: by its heartbeat, without waiting for the next."""
+    last = _read(storage)
+    if last is None or last.get("exit_code") is not None:
+        return False
+    return time.time() - float(last["heartbeat_at"]) < STALE_AFTER_S
+
+
 def _read(storage: Storage) -> dict[str, Any] | None:
     try:
         status = storage.read_json(STATUS_PATH)

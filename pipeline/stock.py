@@ -16,7 +16,8 @@ from pipeline.account import Account
 from pipeline.checkpoints import Checkpoints, ShardAccount
 from pipeline.dataset.ordered_map import ordered_map
 from pipeline.errors import TransientError
-from pipeline.plan_store import Generation, ShardRef, read_rejections, read_shards
+from pipeline.outcomes import count_planned, latest_summary, read_left_out, read_superseded
+from pipeline.plan_store import Generation, OutcomeRef, ShardRef, read_shards
 from pipeline.storage import Storage
 from pipeline.types import ShardSummary
 
@@ -51,6 +52,7 @@ class Stock:
     clock: Callable[[], float] = time.monotonic
     committed: set[str] = field(default_factory=set, init=False)
     """Shard ids."""
+    _superseded: frozenset[OutcomeRef] = field(default=frozenset(), init=False)
     _checkpoints: Checkpoints = field(init=False)
     _since: list[ShardAccount] = field(default_factory=list, init=False)
     """Accounts that no checkpoint has yet."""
@@ -70,17 +72,17 @@ class Stock:
         storage = self.work.storage
         plan = {shard.shard_id: shard for generation in generations for shard in read_shards(storage, generation)}
         present = self._list(plan)
+        self._superseded = read_superseded(storage, generations)
         self._count(plan, present)
-        self.account.planned = sum(generation.num_planned for generation in generations)
-        for generation in generations:
-            self.account.add_rejections(read_rejections(storage, generation))
+        self.account.planned = count_planned(generations)
+        self.account.add_rejections(read_left_out(storage, generations, self._superseded))
         self.committed = set(present)
         logger.info("shards planned=%d committed=%d", len(plan), len(present))
         return [shard for shard in plan.values() if shard.shard_id not in present]
 
     def add(self, summary: ShardSummary) -> None:
         """A shard was committed."""
-        account = ShardAccount.of(summary)
+        account = ShardAccount.of(latest_summary(summary, self._superseded))
         self.committed.add(account.shard_id)
         self.account.add_counts(account.num_rows, account.size_bytes, account.left_out)
         self._since.append(account)
@@ -121,22 +123,28 @@ class Stock:
         return present
 
     def _count(self, plan: dict[str, ShardRef], present: dict[str, int]) -> None:
-        """Add up the committed shards, from checkpoints as far as they go."""
+        """Add up the committed shards, from checkpoints as far as they go.
+
+        A checkpoint has counts alone: where some of a shard's outcomes are superseded, its footer is read each time.
+        """
         known = self._checkpoints.read()
+        changed = {ref.place for ref in self._superseded}
         gone = [shard_id for shard_id in known if shard_id in plan and shard_id not in present]
         if gone:
             logger.warning("committed shards are gone count=%d first=%s: all accounts are read again", len(gone), gone[0])
             known = {}
-        unseen = [plan[shard_id] for shard_id in present if shard_id not in known]
+        unseen = [shard_id for shard_id in present if shard_id not in known]
+        read_again = [shard_id for shard_id in present if shard_id in known and shard_id in changed]
 
-        def read(shard: ShardRef) -> ShardAccount:
-            return ShardAccount.of(self.work.read_summary(self.work.commit_path(shard), present[shard.shard_id]))
+        def read(shard_id: str) -> ShardAccount:
+            summary = self.work.read_summary(self.work.commit_path(plan[shard_id]), present[shard_id])
+            return ShardAccount.of(latest_summary(summary, self._superseded))
 
-        known.update((account.shard_id, account) for account in ordered_map(read, unseen, _FOOTER_THREADS))
+        known.update((account.shard_id, account) for account in ordered_map(read, unseen + read_again, _FOOTER_THREADS))
         counted = [known[shard_id] for shard_id in present]
         for account in counted:
             self.account.add_counts(account.num_rows, account.size_bytes, account.left_out)
         if gone or self._checkpoints.are_many:
             self._checkpoints.write(counted, "all")  # before any work: a shard that is gone may be made again
         elif unseen:
-            self._checkpoints.write([known[shard.shard_id] for shard in unseen])
+            self._checkpoints.write([known[shard_id] for shard_id in unseen])

@@ -187,6 +187,8 @@ class Rejection:
     stage: str
     reason: str
     detail: str
+    file_key: str = ""
+    """Of the file as it was planned, ``plan.file_key``: tells what was said of another content of that path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

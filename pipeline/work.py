@@ -67,7 +67,7 @@ class Work(Protocol):
         """The account in such an object."""
         ...
 
-    def is_published(self, num_shards: int, account: Account) -> bool:
+    def is_published(self, generations: list[Generation], account: Account) -> bool:
         """Whether the output already speaks of all that is committed, as after running a finished job again."""
         ...
 

@@ -23,7 +23,7 @@ from pipeline.storage import Storage, StoredObject
 Filters = Sequence[tuple[str, str, Any]] | Sequence[Sequence[tuple[str, str, Any]]]
 """Conditions ``(column, operator, value)`` that all must hold, or a list of such lists of which one must."""
 
-_NOT_SAMPLES = ("index/", "plan/", "quarantine.parquet")
+_NOT_SAMPLES = ("index/", "plan/", "quarantine.parquet", "trash/")
 
 
 class Location(NamedTuple):
@@ -127,7 +127,7 @@ def open_catalog(storage: Storage, manifest: Manifest, threads: int = 16) -> Cat
         data = storage.read(piece.path)
         if xxhash.xxh3_128_hexdigest(data) != piece.xxh3:
             raise DatasetError(f"{storage.uri}/{piece.path}: damaged: its content does not have the hash that the manifest names")
-        return pq.read_table(pa.BufferReader(data))
+        return pq.ParquetFile(pa.BufferReader(data)).read()
 
     tables = list(ordered_map(read, manifest.index, threads))
     return Catalog(_concatenate(tables), manifest.recipes, [column["name"] for column in manifest.columns])

@@ -51,6 +51,8 @@ class Manifest:
     dtype: str
     columns: tuple[dict[str, Any], ...]
     """Name, Arrow type and nullability of the shards' columns."""
+    generations: int = 0
+    """Of the plan; a later one may give other reasons for the same counts."""
     index: tuple[IndexFile, ...] = field(default=())
 
     @property
@@ -59,7 +61,10 @@ class Manifest:
         return xxhash.xxh3_128_hexdigest("".join(file.xxh3 for file in self.index).encode())
 
     def to_json(self) -> bytes:
-        return (json.dumps(dataclasses.asdict(self), indent=2) + "\n").encode()
+        """The file: its fields, and their hash, by which ``validate_dataset.py`` knows a damaged one."""
+        values = dataclasses.asdict(self)
+        values["xxh3"] = xxhash.xxh3_128_hexdigest(json.dumps(values).encode())
+        return (json.dumps(values, indent=2) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes, source: str = MANIFEST_PATH) -> Manifest:
@@ -72,6 +77,7 @@ class Manifest:
         if version != FORMAT_VERSION:
             raise DatasetError(f"{source}: format version {version}, but this program reads {FORMAT_VERSION}; update it")
         try:
+            values.pop("xxh3", None)
             values["index"] = tuple(IndexFile(**entry) for entry in values["index"])
             values |= {"recipes": tuple(values["recipes"]), "columns": tuple(values["columns"])}
             return cls(**values)

@@ -7,7 +7,7 @@ same bytes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -44,6 +44,8 @@ class DatasetInfo:
     """Of the stored latents."""
     model: str | None = None
     """Name under which readers scale the latents."""
+    generations: int = 0
+    """Of the plan."""
 
 
 def publish_dataset(
@@ -52,6 +54,7 @@ def publish_dataset(
     rejections: Iterable[Rejection],
     info: DatasetInfo,
     *,
+    latest: Callable[[ShardSummary], ShardSummary] = lambda summary: summary,
     num_samples: int | None = None,
     threads: int = 16,
 ) -> Manifest:
@@ -60,6 +63,7 @@ def publish_dataset(
     Args:
         shards: path of every committed shard; their order is the order of the samples.
         rejections: clips that the plan already left out; those of the shards are added.
+        latest: leaves out of a shard's account what a later generation has planned again.
         num_samples: how many there should be, where somebody has counted.
         threads: shards read at the same time, a few requests each.
 
@@ -72,7 +76,7 @@ def publish_dataset(
         for summary, table in ordered_map(lambda path: _index_shard(storage, path), shards, threads):
             pieces.add(summary.generation, table)
             totals.add(summary)
-            for rejection in summary.rejections:
+            for rejection in latest(summary).rejections:
                 quarantine.add(rejection)
         for rejection in rejections:
             quarantine.add(rejection)
@@ -91,6 +95,7 @@ def publish_dataset(
         model=info.model,
         scaling_factor=info.scaling_factor,
         dtype=info.dtype,
+        generations=info.generations,
         columns=tuple(describe_schema(info.schema)),
         index=pieces.finish(),
     )

@@ -147,7 +147,7 @@ def build_row(clip: Clip, encoded: EncodedClip, values: Mapping[str, Any] | None
     for mean, logvar in ((encoded.latent, encoded.logvar), (encoded.first_frame_latent, encoded.first_frame_logvar)):
         if logvar is not None and (mean is None or mean.shape != logvar.shape):
             raise ValueError(f"{clip.sample_id}: a log-variance of shape {logvar.shape} beside a mean of another, {mean}")
-    row = _clip_facts(clip)
+    row = clip_facts(clip)
     row |= {"source_hash": encoded.source_hash, "degraded": encoded.degraded, "psnr": encoded.psnr}
     row |= {passthrough_name(name): value for name, value in (values or {}).items()}
     tensors = (encoded.latent, encoded.logvar, encoded.first_frame_latent, encoded.first_frame_logvar)
@@ -159,7 +159,8 @@ def build_row(clip: Clip, encoded: EncodedClip, values: Mapping[str, Any] | None
     return row
 
 
-def _clip_facts(clip: Clip) -> dict[str, Any]:
+def clip_facts(clip: Clip) -> dict[str, Any]:
+    """The columns that follow from the plan alone."""
     bucket, crop = clip.bucket, clip.crop
     return {
         "sample_id": clip.sample_id,

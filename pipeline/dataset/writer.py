@@ -6,6 +6,7 @@ compressed, so that a reader who knows the offset takes one sample with one read
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import json
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from pipeline.dataset.schema import is_blob
 from pipeline.dataset.shard_file import ShardFile
@@ -30,6 +32,10 @@ DATA_FOLDER = "data"
 _VERSION_KEY = b"latent_dataset.format_version"
 _SUMMARY_KEY = b"latent_dataset.shard"
 _RECIPE_KEY = b"latent_dataset.recipe"
+_SCHEMA_KEY = b"ARROW:schema"
+_WRITER_KEY = b"latent_dataset.writer"
+FOOTER_KEYS = (_VERSION_KEY, _SUMMARY_KEY, _RECIPE_KEY, _WRITER_KEY)
+"""In the order in which they are written."""
 
 
 class ShardWriter:
@@ -62,7 +68,7 @@ class ShardWriter:
         self._rows: list[dict[str, Any]] = []
         self._buffered_bytes = 0
         self._partial = self.path.with_name(self.path.name + ".partial")
-        self._writer: pq.ParquetWriter | None = pq.ParquetWriter(self._partial, schema, **_settings(schema, compression))
+        self._writer: pq.ParquetWriter | None = pq.ParquetWriter(self._partial, schema, **shard_settings(schema, compression))
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Add one row, as ``build_row`` makes it; absent nullable columns are null.
@@ -149,6 +155,36 @@ def is_shard(metadata: pq.FileMetaData) -> bool:
     return _SUMMARY_KEY in (metadata.metadata or {})
 
 
+def stored_schema(metadata: pq.FileMetaData) -> pa.Schema:
+    """The schema as the writer was given it, which Parquet's own does not tell in full. Raises: ValueError, pa.ArrowException."""
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode((metadata.metadata or {}).get(_SCHEMA_KEY, b""), validate=True)))
+
+
+def check_footer(path: str, metadata: pq.FileMetaData) -> str:
+    """The version of pyarrow that wrote a shard; empty where its footer, of an older program, does not say.
+
+    Raises:
+        DatasetError: the footer contradicts itself.
+    """
+    values = metadata.metadata or {}
+    if unknown := values.keys() - {*FOOTER_KEYS, _SCHEMA_KEY}:
+        raise DatasetError(f"{path}: damaged footer: unknown entry {min(unknown)!r}")
+    if _WRITER_KEY not in values:
+        return ""
+    try:
+        writer = json.loads(values[_WRITER_KEY])
+        version, digest = writer["pyarrow"], writer["summary_xxh3"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DatasetError(f"{path}: damaged footer: its entry {_WRITER_KEY.decode()} is {values[_WRITER_KEY]!r}") from error
+    if values.get(_WRITER_KEY) != _writer_entry(version, digest):
+        raise DatasetError(f"{path}: damaged footer: its entry {_WRITER_KEY.decode()} is {values[_WRITER_KEY]!r}")
+    if xxhash.xxh3_128_hexdigest(values.get(_SUMMARY_KEY, b"")) != digest:
+        raise DatasetError(f"{path}: damaged footer: the shard's account does not have the hash {digest}")
+    if metadata.created_by != f"parquet-cpp-arrow version {version}":
+        raise DatasetError(f"{path}: damaged footer: created by {metadata.created_by!r} and by pyarrow {version!r}")
+    return str(version)
+
+
 def summary_of(file: ShardFile) -> ShardSummary:
     """The account in the footer of an open shard. Raises: DatasetError: as ``read_summary``."""
     footer = file.metadata()
@@ -167,14 +203,16 @@ def summary_of(file: ShardFile) -> ShardSummary:
 
 
 def _footer_metadata(summary: ShardSummary) -> dict[bytes, bytes]:
-    return {
-        _VERSION_KEY: str(FORMAT_VERSION).encode(),
-        _SUMMARY_KEY: json.dumps(dataclasses.asdict(summary)).encode(),
-        _RECIPE_KEY: summary.recipe.encode(),
-    }
+    account = json.dumps(dataclasses.asdict(summary)).encode()
+    writer = _writer_entry(pa.__version__, xxhash.xxh3_128_hexdigest(account))
+    return dict(zip(FOOTER_KEYS, (str(FORMAT_VERSION).encode(), account, summary.recipe.encode(), writer), strict=True))
 
 
-def _settings(schema: pa.Schema, compression: str) -> dict[str, Any]:
+def _writer_entry(version: str, summary_xxh3: str) -> bytes:
+    return json.dumps({"pyarrow": version, "summary_xxh3": summary_xxh3}).encode()
+
+
+def shard_settings(schema: pa.Schema, compression: str) -> dict[str, Any]:
     """Parquet settings under which a blob's row is one page."""
     blobs = {field.name for field in schema if is_blob(field)}
     others = [path for path in _leaf_paths(schema) if path not in blobs]

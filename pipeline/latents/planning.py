@@ -22,7 +22,13 @@ from pipeline.video_writer import MAX_FPS, MIN_FPS
 
 
 def plan_latents(
-    probed: Iterable[ProbedLatents], config: LatentInputConfig, recipe: str, default_fps: float, names: Names
+    probed: Iterable[ProbedLatents],
+    config: LatentInputConfig,
+    recipe: str,
+    default_fps: float,
+    names: Names,
+    *,
+    is_whole: bool = True,
 ) -> Iterator[PlannedLatent | Rejection]:
     """The clips that ``input`` selects, in order; one that cannot be used yields a rejection.
 
@@ -32,6 +38,7 @@ def plan_latents(
         recipe: fingerprint of what else decides the video.
         default_fps: where a row names no rate.
         names: gives each video its own.
+        is_whole: this is the whole input: what the settings name must be in it.
 
     Raises:
         ConfigError: the scale must be said, or a column or id of the settings is nowhere in the input.
@@ -49,7 +56,8 @@ def plan_latents(
             yield candidate.reject("filtered", TerminalError("plan", "duplicate", detail))
         else:
             yield planned
-    selection.check_names()
+    if is_whole:
+        selection.check_names()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,6 +88,7 @@ class _Candidate:
             stage=error.stage,
             reason=error.reason,
             detail=error.detail,
+            file_key=self.file.key,
         )
 
 

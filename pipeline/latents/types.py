@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.errors import TerminalError
 from pipeline.latents.layout import Layout
-from pipeline.plan import ProbedFile
+from pipeline.plan import ProbedFile, file_key
 
 Columns = dict[str, str | int | float | bool | None]
 """What is said about a latent beside it; lists, objects and dates are text."""
@@ -97,6 +97,14 @@ class PlannedLatent:
     def bucket_key(self) -> str:
         """``16x13x60x90``: clips that can be decoded together."""
         return "x".join(map(str, self.shape))
+
+    @property
+    def file_key(self) -> str:
+        return file_key(self.uri, self.size_bytes, self.version)
+
+    @property
+    def files(self) -> dict[str, str]:
+        return {self.uri: self.file_key}
 
     @property
     def num_frames(self) -> int:

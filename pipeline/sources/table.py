@@ -52,7 +52,7 @@ def _read_table(uri: str, column: str, noun: str, options: dict[str, Any] | None
     block_bytes = min(max(len(data) + 1, 1 << 20), (1 << 31) - 1)
     try:
         if uri.lower().endswith(".parquet"):
-            table = pq.read_table(io.BytesIO(data))
+            table = pq.ParquetFile(pa.BufferReader(data)).read()
         elif uri.lower().endswith(".csv"):
             header = next(csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig")), [])
             conversion = pa_csv.ConvertOptions(column_types={column: pa.string()}, strings_can_be_null=True, null_values=[""])

@@ -24,11 +24,12 @@ from pipeline.storage.client import (
     stat_object,
 )
 from pipeline.storage.faults import credential_problem, is_lost_race, is_transient, retry
-from pipeline.storage.folder import Storage
+from pipeline.storage.folder import PROBE_PREFIX, Storage
 from pipeline.storage.local import TEMPORARY_FOLDER
 
 __all__ = [
     "LISTING_TIMEOUT_S",
+    "PROBE_PREFIX",
     "TEMPORARY_FOLDER",
     "ObjectChangedError",
     "Storage",

@@ -35,6 +35,9 @@ from pipeline.storage.faults import explained, hint, is_lost_race, retry, store_
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+PROBE_PREFIX = ".probe-"
+"""Of objects that try out what a store can do; one is left where the process was killed meanwhile."""
+
 
 class Storage:
     """A folder on a local disk or in an object store. Paths are relative to it, with forward slashes.
@@ -235,7 +238,7 @@ class Storage:
         with self._explained_refusal():
             if self.is_local:
                 return local.has_links(self._root)
-            probe = f".probe-{uuid.uuid4().hex}"
+            probe = f"{PROBE_PREFIX}{uuid.uuid4().hex}"
             try:
                 # The first may be said to have lost where its reply was lost; then it stands all the same.
                 self._put_if_absent(probe, b"first")

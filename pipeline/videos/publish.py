@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +15,7 @@ from pipeline.dataset.ordered_map import ordered_map
 from pipeline.errors import DatasetError
 from pipeline.quarantine import QUARANTINE_PATH, QuarantineTable
 from pipeline.storage import Storage
-from pipeline.types import Rejection
+from pipeline.types import Rejection, ShardSummary
 from pipeline.videos.record import FORMAT_VERSION, VIDEO_FOLDER, VideoRecord, read_record
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ def publish_videos(
     rejections: Iterable[Rejection],
     info: dict[str, Any],
     *,
+    latest: Callable[[ShardSummary], ShardSummary] = lambda summary: summary,
     num_videos: int | None = None,
     threads: int = 16,
 ) -> list[VideoRecord]:
@@ -41,7 +42,8 @@ def publish_videos(
     Args:
         records: paths of the committed shards' records; their order is the order of the videos.
         rejections: what the plan already left out; those of the shards are added.
-        info: more for the manifest, such as the container.
+        info: more for the manifest: how many generations the plan has, the recipe.
+        latest: leaves out of a shard's account what a later generation has planned again.
         num_videos: how many there should be, where somebody has counted.
 
     Returns:
@@ -55,9 +57,10 @@ def publish_videos(
     with QuarantineTable() as quarantine:
         for summary, written in ordered_map(lambda path: read_record(storage, path), records, threads):
             num_shards += 1
+            index.begin(summary.generation)
             for video in written:
                 index.add(video)
-            for rejection in summary.rejections:
+            for rejection in latest(summary).rejections:
                 quarantine.add(rejection)
         for rejection in rejections:
             quarantine.add(rejection)
@@ -83,7 +86,7 @@ def publish_videos(
 
 
 class _IndexPieces:
-    """Files of JSON lines, one a video, of bounded size and named by what is in them."""
+    """Files of JSON lines, one a video, of bounded size, each of one generation and named by what is in it."""
 
     def __init__(self, storage: Storage) -> None:
         self.first: list[VideoRecord] = []
@@ -92,6 +95,14 @@ class _IndexPieces:
         self._storage = storage
         self._lines: list[bytes] = []
         self._files: list[dict[str, Any]] = []
+        self._generation = self._number = 0
+
+    def begin(self, generation: int) -> None:
+        """What follows is of this generation: the pieces of those before stay as they are when one is added."""
+        if generation != self._generation:
+            if self._lines:
+                self._write()
+            self._generation, self._number = generation, 0
 
     def add(self, video: VideoRecord) -> None:
         self.num_videos += 1
@@ -111,7 +122,8 @@ class _IndexPieces:
     def _write(self) -> None:
         data = b"".join(self._lines)
         digest = xxhash.xxh3_128_hexdigest(data)
-        path = f"{INDEX_FOLDER}/{len(self._files):05d}-{digest[:16]}.jsonl"
+        path = f"{INDEX_FOLDER}/{self._generation:04d}-{self._number:05d}-{digest[:16]}.jsonl"
+        self._number += 1
         self._storage.put_if_absent(path, data)
         self._files.append({"path": path, "num_videos": len(self._lines), "size_bytes": len(data), "xxh3": digest})
         self._lines.clear()
@@ -132,15 +144,16 @@ def read_videos(storage: Storage) -> Iterator[dict[str, Any]]:
 
 
 def read_counts(storage: Storage) -> tuple[int, int, int, int] | None:
-    """Shards, videos, quarantined and filtered as the manifest has them; None where there is none.
+    """Generations, videos, quarantined and filtered as the manifest has them; None where there is none.
 
     Raises:
         DatasetError: the manifest is damaged, or another program's.
     """
     try:
         manifest = json.loads(storage.read(MANIFEST_PATH))
-        return tuple(manifest[name] for name in ("num_shards", "num_videos", "num_quarantined", "num_filtered"))
+        names = ("num_videos", "num_quarantined", "num_filtered")
+        return (manifest.get("generations", 0), *(manifest[name] for name in names))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DatasetError(f"{storage.uri}/{MANIFEST_PATH}: damaged, or not a manifest of videos: {error}") from error

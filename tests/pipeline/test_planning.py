@@ -14,11 +14,13 @@ from pipeline.clip_planning import ClipPlanner
 from pipeline.engine import ModelInfo
 from pipeline.errors import ConfigError, TerminalError, TransientError
 from pipeline.inputs import stat_input
+from pipeline.outcomes import count_planned, read_left_out, read_superseded, read_to_look_at_again
 from pipeline.plan import ProbedVideo
 from pipeline.plan_rows import CLIP_ROWS
 from pipeline.plan_store import Generation, read_generations, read_items, read_rejections, read_shards
 from pipeline.planning import Batch, _split
 from pipeline.recipe import LatentRecipe
+from pipeline.requeue import requeue
 from pipeline.sources import SourceItem
 from pipeline.storage import Storage
 from pipeline.types import VideoInfo
@@ -30,7 +32,7 @@ INFO = VideoInfo(width=64, height=64, fps=30.0, duration_s=2.0, container="mp4",
 
 @dataclass
 class FakeProbe:
-    """Looks at files without opening them; a file named ``bad`` is no video."""
+    """Looks at files; one named ``bad`` is no video unless it says that it is mended."""
 
     probed: list[str] = field(default_factory=list)
     columns_seen: list[dict[str, Any]] = field(default_factory=list)
@@ -50,7 +52,7 @@ class FakeProbe:
         self.probed.append(name)
         self.columns_seen.append(item.columns)
         found = stat_input(item.uri)
-        is_bad = name.startswith("bad")
+        is_bad = name.startswith("bad") and "mended" not in Path(item.uri).read_text()
         return ProbedVideo(
             uri=found.uri,
             size_bytes=found.size_bytes,
@@ -72,13 +74,13 @@ class Workplace:
         for name in names:
             (self.input / name).write_text(name)
 
-    def plan(self, probe: FakeProbe | None = None, *, uri: Path | None = None, **settings: Any) -> Generation | None:
+    def planner(self, probe: FakeProbe | None = None, *, uri: Path | None = None, **settings: Any) -> ClipPlanner:
         config = make_config(
             input={"uri": str(uri or self.input), **settings},
             output={"uri": self.output.uri},
             clip={"buckets": ["9x64x64@8"]},
         )
-        planner = ClipPlanner(
+        return ClipPlanner(
             config=config,
             storage=self.output,
             model=MODEL,
@@ -86,7 +88,22 @@ class Workplace:
             probe=probe or FakeProbe(),
             on_probed=lambda videos, total: None,
         )
-        return planner.add_generation(read_generations(self.output))
+
+    def plan(self, probe: FakeProbe | None = None, *, uri: Path | None = None, **settings: Any) -> Generation | None:
+        return self.planner(probe, uri=uri, **settings).add_generation(read_generations(self.output))
+
+    def replan(self, probe: FakeProbe | None = None, *, uri: Path | None = None, **settings: Any) -> Generation:
+        """What the job does after a requeue."""
+        generations = read_generations(self.output)
+        outcomes = read_to_look_at_again(self.output, generations)
+        return self.planner(probe, uri=uri, **settings).replan(generations, outcomes)
+
+    def account(self) -> tuple[int, list[str]]:
+        """How much is planned, each once, and the reasons of what planning left out."""
+        generations = read_generations(self.output)
+        superseded = read_superseded(self.output, generations)
+        reasons = [rejection.reason for rejection in read_left_out(self.output, generations, superseded)]
+        return count_planned(generations), reasons
 
     def clips(self, generation: Generation | None) -> list[str]:
         """File names of a generation's clips, in plan order."""
@@ -338,3 +355,69 @@ def test_findings_are_kept_in_a_few_objects_and_batches_with_errors_alone_are_pr
     probe = FakeProbe()
     work.plan(probe)
     assert sorted(probe.probed) == ["06.mp4", "bad.mp4", "x.mp4", "y.mp4", "z.mp4"]
+
+
+# What was left out, tried again
+
+
+def test_append_after_mending_a_file_replaces_what_was_said_of_it(work: Workplace) -> None:
+    work.write("a.mp4", "bad.mp4", "bad2.mp4")
+    work.plan()
+    assert work.account() == (3, ["not_a_video", "not_a_video"])
+    (work.input / "bad.mp4").write_text("mended")
+    assert work.clips(work.plan()) == ["bad.mp4"]
+    assert work.account() == (3, ["not_a_video"])
+
+
+def test_append_of_a_file_that_is_bad_in_another_way_keeps_the_latest_reason_alone(work: Workplace) -> None:
+    work.write("a.mp4", "bad.mp4")
+    work.plan()
+    (work.input / "bad.mp4").write_text("worse than before")
+    work.plan()
+    assert work.account() == (2, ["not_a_video"])
+
+
+def test_requeued_files_are_looked_at_again_and_nothing_else(work: Workplace) -> None:
+    work.write("a.mp4", "bad1.mp4", "bad2.mp4", "bad3.mp4")
+    work.plan()
+    work.write("not-planned-yet.mp4")
+    (work.input / "bad1.mp4").write_text("mended")
+    (work.input / "bad3.mp4").unlink()
+    requeue(work.output, lambda rejection: True)
+    probe = FakeProbe()
+    assert work.clips(work.replan(probe, limit=1)) == ["bad1.mp4"]
+    assert sorted(probe.probed) == ["bad1.mp4", "bad2.mp4"]
+    assert work.account() == (4, ["not_a_video", "not_listed"])
+    assert read_to_look_at_again(work.output, read_generations(work.output)) == []
+
+
+def test_requeued_file_of_a_table_keeps_its_columns(work: Workplace) -> None:
+    work.write("a.mp4", "bad.mp4")
+    table = write_table(work, [{"video": "a.mp4", "views": 1}, {"video": "bad.mp4", "views": 2}])
+    work.plan(uri=table)
+    (work.input / "bad.mp4").write_text("mended")
+    requeue(work.output, lambda rejection: True)
+    generation = work.replan(uri=table)
+    (planned,) = read_items(work.output, next(read_shards(work.output, generation)), CLIP_ROWS)
+    assert planned.columns == {"views": 2}
+
+
+def test_bad_file_that_is_listed_twice_is_replaced_as_often(work: Workplace) -> None:
+    work.write("bad.mp4")
+    table = write_table(work, [{"video": "bad.mp4"}, {"video": "./bad.mp4"}])
+    work.plan(uri=table)
+    assert work.account() == (2, ["not_a_video", "not_a_video"])
+    (work.input / "bad.mp4").write_text("mended")
+    requeue(work.output, lambda rejection: True)
+    assert work.clips(work.replan(uri=table)) == ["bad.mp4"]
+    assert work.account() == (2, ["duplicate"])
+
+
+def test_a_file_that_is_mended_twice_over_is_planned_once(work: Workplace) -> None:
+    work.write("bad.mp4")
+    work.plan()
+    requeue(work.output, lambda rejection: True)
+    (work.input / "bad.mp4").write_text("mended")
+    work.plan()  # --append came first
+    assert read_to_look_at_again(work.output, read_generations(work.output)) == []
+    assert work.account() == (1, [])

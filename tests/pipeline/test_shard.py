@@ -148,6 +148,7 @@ def test_rejection_names_clip_window_stage_and_reason(encode: Encode) -> None:
         stage="decode",
         reason="corrupt",
         detail="frames are damaged",
+        file_key=make_clip(0).file_key,
     )
 
 

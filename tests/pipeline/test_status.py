@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import RunRefusedError
-from pipeline.status import STALE_AFTER_S, STATUS_PATH, RunStatus, _this_host, refuse_second_run
+from pipeline.status import STALE_AFTER_S, STATUS_PATH, RunStatus, _this_host, is_alive, refuse_second_run
 from pipeline.storage import Storage
 
 
@@ -196,3 +196,13 @@ def test_end_that_cannot_be_written_does_not_hide_the_outcome(
 
 def refuse(source: str, target: str) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_run_is_alive_while_its_heartbeat_is_young_and_it_has_not_ended(output: Storage) -> None:
+    assert not is_alive(output)
+    with RunStatus(output, dict) as status:
+        assert is_alive(output)
+        status.finish("complete", 0)
+    assert not is_alive(output)
+    output.put_json("status.json", {"run_id": "r", "exit_code": None, "heartbeat_at": 1.0})
+    assert not is_alive(output)

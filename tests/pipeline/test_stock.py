@@ -11,9 +11,9 @@ import pytest
 
 from pipeline.account import Account
 from pipeline.checkpoints import CHECKPOINT_FOLDER
-from pipeline.errors import TransientError
+from pipeline.errors import DatasetError, TransientError
 from pipeline.plan_rows import CLIP_ROWS
-from pipeline.plan_store import Generation, ShardRef
+from pipeline.plan_store import Generation, OutcomeRef, ShardRef, read_generations
 from pipeline.plan_writer import publish_generation
 from pipeline.stock import Stock
 from pipeline.storage import Storage
@@ -51,11 +51,11 @@ class FakeWork:
         self.read.append(summary.index)
         return summary
 
-    def commit(self, index: int, *, rejected: int = 1) -> ShardSummary:
+    def commit(self, index: int, *, rejected: int = 1, generation: int = 0) -> ShardSummary:
         summary = ShardSummary(
             shard_id=f"{index:016x}",
-            generation=0,
-            index=index,
+            generation=generation,
+            index=0 if generation else index,
             bucket_key=SMALL.key,
             attempt_id="a",
             recipe="r",
@@ -69,7 +69,7 @@ class FakeWork:
         """A driver's start: its stock, and what is still to do."""
         self.read.clear()
         stock = Stock(self, Account(), lambda: self.now)
-        return stock, [shard.index for shard in stock.take([self.generation])]
+        return stock, [shard.index for shard in stock.take(read_generations(self.storage))]
 
 
 @pytest.fixture
@@ -140,6 +140,49 @@ def test_checkpointed_shard_that_is_gone_is_not_committed_and_what_replaces_it_c
     third, _ = work.take()
     assert counts(third) == (4, 2, 1, 6)
     assert work.read == [1]
+
+
+def test_superseded_outcomes_count_no_more_whoever_has_them_written_down(work: FakeWork) -> None:
+    stock, _ = work.take()
+    for index in range(SHARDS):
+        stock.add(work.commit(index))
+    stock.checkpoint()
+    assert counts(stock) == (6, 6, 1, 0)
+    gone = [OutcomeRef(f"{index:016x}", f"rejected-{10 * index}", f"bad/{10 * index}.mp4") for index in (1, 4)]
+    gone.append(OutcomeRef("plan/00000", "rejected-99", "bad/99.mp4"))
+    options: dict[str, Any] = {"rows": CLIP_ROWS, "recipe": RECIPE, "settings": {}, "columns": pa.schema([])}
+    again = make_shard(9, *(make_clip(number) for number in (90, 91, 92)))
+    publish_generation(work.storage, 1, [again], [], superseded=gone, **options)
+    for _ in range(2):
+        stock, pending = work.take()
+        assert counts(stock) == (6, 4, 0, 3)
+        assert (pending, sorted(work.read)) == ([0], [1, 4])  # the other footers are not read
+    work.commit(9, generation=1)
+    stock, _ = work.take()
+    assert counts(stock) == (7, 5, 0, 1)  # the record holds two of the three
+    assert len(work.storage.list(CHECKPOINT_FOLDER)) == 2
+
+
+def test_lost_shard_that_is_made_again_says_nothing_of_what_is_superseded(work: FakeWork) -> None:
+    options: dict[str, Any] = {"rows": CLIP_ROWS, "recipe": RECIPE, "settings": {}, "columns": pa.schema([])}
+    gone = [OutcomeRef(f"{0:016x}", "rejected-0", "bad/0.mp4")]
+    publish_generation(work.storage, 1, [make_shard(9, make_clip(90))], [], superseded=gone, **options)
+    stock, pending = work.take()
+    assert pending == [*range(SHARDS), 0]
+    stock.add(work.commit(0))
+    assert counts(stock) == (1, 0, 1, 11)
+
+
+def test_damaged_checkpoint_is_said_so(work: FakeWork) -> None:
+    stock, _ = work.take()
+    stock.add(work.commit(0))
+    stock.checkpoint()
+    (found,) = work.storage.list(CHECKPOINT_FOLDER)
+    data = bytearray(work.storage.read(found.uri))
+    data[20] ^= 255
+    work.storage.put(found.uri, bytes(data))
+    with pytest.raises(DatasetError, match=r"damaged checkpoint: .*; move it away"):
+        work.take()
 
 
 def test_many_checkpoints_become_one(work: FakeWork, monkeypatch: pytest.MonkeyPatch) -> None:

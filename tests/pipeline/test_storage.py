@@ -443,3 +443,20 @@ def test_disk_that_is_mounted_read_only_is_said_so(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("os.link", fail)
     with pytest.raises(ConfigError, match=f"{tmp_path}: cannot be written: .*; the disk is mounted read-only"):
         Storage(str(tmp_path)).put_if_absent("a", b"")
+
+
+# Moving
+
+
+def test_in_an_object_store_the_original_goes_only_when_the_copy_is_whole(
+    flaky: type[FlakyFileSystem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage("flaky://bucket")
+    storage.put("a", b"123")
+    monkeypatch.setattr(FlakyFileSystem, "cp_file", lambda self, path, target, **rest: self.pipe_file(target, b"12"))
+    with pytest.raises(TransientError, match="is not a whole copy of a, which was left where it is"):
+        storage.move("a", "trash/a")
+    assert storage.read("a") == b"123"
+    monkeypatch.undo()
+    storage.move("a", "trash/b")
+    assert (storage.read("trash/b"), storage.exists("a")) == (b"123", False)

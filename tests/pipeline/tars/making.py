@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.clip_planning import ClipPlanner
 from pipeline.decoder_process import DecoderProcess
 from pipeline.engine import ModelInfo
+from pipeline.outcomes import read_to_look_at_again
 from pipeline.plan import ProbedVideo
 from pipeline.plan_store import Generation, read_generations
 from pipeline.planning import Batch
@@ -48,8 +49,12 @@ def make_samples(videos: Iterable[bytes], *, first: int = 0, suffix: str = "mp4"
     return members
 
 
-def plan_tars(uri: str, output: Storage, **settings: Any) -> tuple[Generation | None, list[str]]:
-    """Plan an input as the driver does, with a real decoding process. Also the URIs of what was probed."""
+def plan_tars(uri: str, output: Storage, *, requeued: bool = False, **settings: Any) -> tuple[Generation | None, list[str]]:
+    """Plan an input as the driver does, with a real decoding process. Also the URIs of what was probed.
+
+    Args:
+        requeued: look again at what was requeued, instead of at the input.
+    """
     config = make_config(input={"uri": uri, **settings}, output={"uri": output.uri}, clip={"buckets": ["9x32x48@8"]})
     probed: list[str] = []
     with DecoderProcess(config.decode) as decoder, tempfile.TemporaryDirectory() as folder:
@@ -68,4 +73,7 @@ def plan_tars(uri: str, output: Storage, **settings: Any) -> tuple[Generation | 
             probe=probe,
             on_probed=lambda videos, total: None,
         )
-        return planner.add_generation(read_generations(output)), probed
+        earlier = read_generations(output)
+        if requeued:
+            return planner.replan(earlier, read_to_look_at_again(output, earlier)), probed
+        return planner.add_generation(earlier), probed
