@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import JobConfig
@@ -157,7 +158,11 @@ def check_shared_paths(config: JobConfig) -> None:
         return
     for node in nodes:
         here = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
-        missing = ray.get(_missing_paths.options(scheduling_strategy=here).remote(paths))
+        try:
+            missing = ray.get(_missing_paths.options(scheduling_strategy=here).remote(paths))
+        except RayError as error:  # a lost node is thought to live for a while
+            logger.warning("node %s does not answer; going on without it error=%s", node["NodeManagerAddress"], error)
+            continue
         if missing:
             raise ConfigError(
                 f"node {node['NodeManagerAddress']} does not see {', '.join(missing)}: on a cluster of {len(nodes)} nodes "

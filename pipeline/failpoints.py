@@ -1,7 +1,8 @@
 """Named places at which a test makes a process die, raise or hang, to see that nothing is lost there.
 
 ``FAILPOINTS="commit.before_put=kill@2"`` kills the process with SIGKILL the second time it comes there; several are
-separated by commas. Actions: ``kill``, ``exit``, ``raise`` (``raise:ENOSPC`` an OSError of that number) and ``stall``.
+separated by commas. Actions: ``kill``, ``exit``, ``raise`` (``raise:ENOSPC`` an OSError of that number), ``stall`` (this
+thread) and ``freeze`` (the process, by SIGSTOP).
 ``FAILPOINTS_MARK=/path`` makes them fire once among all processes that share the file. Unarmed, a place costs one look
 into an empty dictionary.
 """
@@ -60,10 +61,12 @@ def _fire(point: str, action: str) -> None:
         os._exit(1)
     elif name == "stall":
         time.sleep(_STALL_S)
+    elif name == "freeze":
+        os.kill(os.getpid(), signal.SIGSTOP)
     elif name == "raise":
         _raise(point, detail)
     else:
-        raise ValueError(f"FAILPOINTS: {point}={action}: actions are kill, exit, raise and stall")
+        raise ValueError(f"FAILPOINTS: {point}={action}: actions are kill, exit, raise, stall and freeze")
 
 
 def _raise(point: str, detail: str) -> NoReturn:

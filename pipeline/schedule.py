@@ -53,7 +53,7 @@ MAX_UNCHARGED = 50
 MAX_GIVEN_UP = 10
 """Shards given up before the run stops: something is wrong with all of them."""
 MAX_START_FAILURES = 3
-"""Actors that may die while loading the model, one after another, before the run ends."""
+"""Actors that may die while loading the model, one after another, before a run that has no other ends."""
 LONGEST_BACKOFF_S = 60.0
 
 
@@ -220,8 +220,9 @@ class Schedule:
             self._start_after = self._clock() + 1.0
             return
         self._start_failures += 1
-        self._start_after = self._clock() + 2.0**self._start_failures
-        if self._start_failures >= MAX_START_FAILURES:
+        self._start_after = self._clock() + min(LONGEST_BACKOFF_S, 2.0**self._start_failures)
+        is_anyone_ready = any(actor.is_ready and actor.doom is None for actor in self._actors.values())
+        if self._start_failures >= MAX_START_FAILURES and not is_anyone_ready:  # else it is one place that is bad, not all
             self._fatal = f"{self._start_failures} VAE actors in a row died while starting, the last by: {event.error}"
 
     def _lose(self, event: ActorLost) -> None:

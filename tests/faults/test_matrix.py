@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,10 +24,13 @@ import ray
 
 from pipeline.account import ExitCode
 from pipeline.config import RunConfig
+from pipeline.schedule import Limits
 from pipeline.storage import Storage
 from tests.conftest import ObjectStore
+from tests.faults.nodes import add_node, remove_node, two_nodes
 from tests.faults.proxy import FaultProxy, Kind, Rule
-from tests.faults.runs import READ_TIMEOUT_S, Watcher, check_outcome, load_armed, make_config, read_rows, wait_for
+from tests.faults.runs import READ_TIMEOUT_S, Watcher, check_outcome, load_armed, make_config, read_rows, start_driver, wait_for
+from tests.faults.victims import DECODE_TASK, IDLE, Process, find_decoders
 from tests.jobs.conftest import CLIPS, GOOD_CLIPS, run_encode, save_tiny_vae
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.timeout(600)]
@@ -72,12 +75,8 @@ class Disturbed:
 
     def start_driver(self, armed: str = "", **environment: str) -> subprocess.Popen[bytes]:
         """The same run by a driver of its own process, on the same cluster."""
-        settings = self.folder / "config.json"
-        settings.write_text(self.config.model_dump_json())
-        variables = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, **environment}
-        command = [sys.executable, "-m", "tests.faults.drive", str(settings), str(self.folder), armed]
-        with (self.folder / "driver.log").open("wb") as log:
-            return subprocess.Popen(command, env=variables, stdout=log, stderr=log)
+        address = ray.get_runtime_context().gcs_address
+        return start_driver(self.config, self.folder, armed, **{"RAY_ADDRESS": address, **environment})
 
     def check(self, watcher: Watcher) -> None:
         check_outcome(self.output, self.expected, self.folder / "tally", watcher)
@@ -128,6 +127,39 @@ def table() -> Iterator[list[str]]:
         Path(path).write_text("\n".join([*head, *lines]) + "\n")
 
 
+class Segfault:
+    """Makes a decoder child of this process's cluster die of SIGSEGV over a clip, once.
+
+    Children that have nothing to do are stopped, so that one cannot answer the next request before it is met.
+    """
+
+    def __init__(self) -> None:
+        self.is_done = False
+        self._stopped: dict[int, Process] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._lie_in_wait, name="segfault")
+
+    def __enter__(self) -> Segfault:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _lie_in_wait(self) -> None:
+        while not self.is_done and not self._ended.wait(0.05):
+            for worker, child in find_decoders([os.getpid()]):
+                if worker.is_at(IDLE) and child.send(signal.SIGSTOP):
+                    self._stopped[child.pid] = child
+                elif worker.is_at(DECODE_TASK) and child.pid in self._stopped and not self.is_done:
+                    self.is_done = child.send(signal.SIGSEGV)
+                elif not worker.is_at(IDLE):
+                    child.send(signal.SIGCONT)
+        for child in self._stopped.values():
+            child.send(signal.SIGCONT)
+
+
 def watched(cell: Disturbed, table: list[str], what: str, where: str, run: Callable[[], str]) -> None:
     """Run a cell while a reader watches, and check what came out."""
     started = time.monotonic()
@@ -159,6 +191,77 @@ def test_actor_killed_at_any_step_loses_nothing(cell: Disturbed, table: list[str
         return "another actor took over"
 
     watched(cell, table, "actor killed", point, run)
+
+
+@pytest.mark.parametrize(("point", "victim"), cells(*((point, "frozen actor") for point in ACTOR_POINTS)))
+def test_actor_frozen_at_any_step_is_found_and_replaced(
+    cell: Disturbed, table: list[str], monkeypatch: pytest.MonkeyPatch, point: str, victim: str
+) -> None:
+    monkeypatch.setattr("pipeline.driver.Limits", functools.partial(Limits, answer_s=10))
+
+    def run() -> str:
+        assert cell.run(f"{point}=freeze") == ExitCode.COMPLETE
+        assert (cell.folder / "reached").exists()
+        return "killed for its silence"
+
+    watched(cell, table, "actor frozen", point, run)
+
+
+@pytest.mark.parametrize(("point", "victim"), cells(*((point, "node") for point in ACTOR_POINTS)))
+def test_node_lost_while_its_actor_is_at_any_step_loses_nothing(
+    cell: Disturbed, table: list[str], point: str, victim: str
+) -> None:
+    def run() -> str:
+        with two_nodes(is_head_used=False) as cluster:
+            driver = start_driver(cell.config, cell.folder, f"{point}=stall@2", RAY_ADDRESS=cluster.address)
+            try:
+                wait_for(cell.folder / "reached")
+                remove_node(cluster)
+                add_node(cluster)
+                assert driver.wait(300) == ExitCode.COMPLETE, (cell.folder / "driver.log").read_text()
+            finally:
+                driver.kill()
+                driver.wait()
+        return "a new node took over"
+
+    watched(cell, table, "node removed", point, run)
+
+
+@pytest.mark.slow
+def test_driver_starts_although_a_node_is_thought_to_live_that_is_gone(cell: Disturbed, table: list[str]) -> None:
+    def run() -> str:
+        with two_nodes(is_head_used=True) as cluster:
+            remove_node(cluster)
+            driver = start_driver(cell.config, cell.folder, RAY_ADDRESS=cluster.address)
+            try:
+                assert driver.wait(300) == ExitCode.COMPLETE, (cell.folder / "driver.log").read_text()
+            finally:
+                driver.kill()
+                driver.wait()
+        return "the others did the work"
+
+    watched(cell, table, "node removed", "as the driver starts", run)
+
+
+@pytest.mark.parametrize(("action", "victim"), cells(("kill", "constructor"), ("raise", "constructor")))
+def test_actor_that_dies_in_its_constructor_is_made_again(cell: Disturbed, table: list[str], action: str, victim: str) -> None:
+    def run() -> str:
+        assert cell.run(f"load={action}") == ExitCode.COMPLETE
+        assert (cell.folder / "reached").exists()
+        return "another was made"
+
+    watched(cell, table, f"constructor: {action}", "while the model loads", run)
+
+
+@pytest.mark.slow
+def test_decoder_that_segfaults_once_costs_nothing(cell: Disturbed, table: list[str]) -> None:
+    def run() -> str:
+        with Segfault() as segfault:
+            assert cell.run() == ExitCode.COMPLETE
+        assert segfault.is_done
+        return "the video again in a fresh child"
+
+    watched(cell, table, "decoder segfault", "at a clip", run)
 
 
 @pytest.mark.parametrize(("point", "victim"), cells(*((point, "driver") for point in ACTOR_POINTS)))

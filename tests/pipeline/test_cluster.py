@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import NodeDiedError, RayError
 
 from pipeline import cluster
 from pipeline.cluster import check_shared_paths, count_actors, plan_actors, ray_cluster, stop_grace_s
@@ -30,10 +31,12 @@ def make_config(folder: Path, **sections: dict[str, Any]) -> RunConfig:
 
 
 class FakeRay:
-    """A cluster of nodes, of which some see only what is listed for them."""
+    """A cluster of nodes, of which some see only what is listed for them, and some are gone without its knowledge."""
 
-    def __init__(self, resources: dict[str, float], blind_nodes: tuple[str, ...] = (), nodes: int = 1) -> None:
-        self._resources, self._blind = resources, blind_nodes
+    def __init__(
+        self, resources: dict[str, float], blind_nodes: tuple[str, ...] = (), nodes: int = 1, lost_nodes: tuple[str, ...] = ()
+    ) -> None:
+        self._resources, self._blind, self._lost = resources, blind_nodes, lost_nodes
         self._nodes = [f"node{number}" for number in range(nodes)]
 
     def cluster_resources(self) -> dict[str, float]:
@@ -44,9 +47,13 @@ class FakeRay:
         return [{"Alive": True, "NodeID": node_id(name), "NodeManagerAddress": name, "Resources": share} for name in self._nodes]
 
     def get(self, value: Any) -> Any:
+        if isinstance(value, RayError):
+            raise value
         return value
 
     def missing(self, scheduling_strategy: Any) -> SimpleNamespace:
+        if scheduling_strategy.node_id in map(node_id, self._lost):
+            return SimpleNamespace(remote=lambda paths: NodeDiedError("gone"))
         is_blind = scheduling_strategy.node_id in map(node_id, self._blind)
         return SimpleNamespace(remote=lambda paths: paths if is_blind else [])
 
@@ -63,6 +70,14 @@ def use(monkeypatch: pytest.MonkeyPatch, fake: FakeRay) -> None:
 def test_a_node_that_does_not_see_a_local_path_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, FakeRay({}, blind_nodes=("node1",), nodes=2))
     with pytest.raises(ConfigError, match=f"node1 does not see {tmp_path}, {tmp_path}/out/status.json"):
+        check_shared_paths(make_config(tmp_path))
+
+
+def test_a_node_that_is_lost_meanwhile_is_not_asked_for_its_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeRay({}, nodes=3, lost_nodes=("node1",)))
+    check_shared_paths(make_config(tmp_path))
+    use(monkeypatch, FakeRay({}, nodes=3, lost_nodes=("node1",), blind_nodes=("node2",)))
+    with pytest.raises(ConfigError, match="node2 does not see"):
         check_shared_paths(make_config(tmp_path))
 
 

@@ -51,7 +51,7 @@ def test_error_of_the_system_is_raised_by_its_name() -> None:
 
 def test_unknown_action_is_refused() -> None:
     failpoints.arm("here=explode")
-    with pytest.raises(ValueError, match="here=explode: actions are kill, exit, raise and stall"):
+    with pytest.raises(ValueError, match="here=explode: actions are kill, exit, raise, stall and freeze"):
         failpoints.reach("here")
 
 
@@ -59,6 +59,16 @@ def test_environment_arms_a_process_and_kill_is_sigkill() -> None:
     killed = run("here=kill@2")
     assert (killed.returncode, killed.stdout.split()) == (-signal.SIGKILL, ["0", "1"])
     assert run("here=exit").returncode == 1
+
+
+def test_freeze_stops_the_whole_process_where_it_is() -> None:
+    process = subprocess.Popen([sys.executable, "-c", REACH], env={**os.environ, "FAILPOINTS": "here=freeze"})
+    try:
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_mark_lets_one_of_several_processes_die(tmp_path: Path) -> None:
