@@ -188,14 +188,18 @@ def test_tar_that_is_replaced_while_it_is_read_blames_no_member(
     path = tmp_path / "a.tar"
     path.write_bytes(make_tar(make_samples([video])))
 
-    def replace(*_: Any, **__: Any) -> Any:
+    mixed = []
+
+    def replace(read: Any, *_: Any) -> Any:
         monkeypatch.undo()
         os.utime(path, (1, 1))
+        mixed.append(read(0, 512))
         return iter(())
 
     monkeypatch.setattr("pipeline.tars.probing.read_videos", replace)
     with pytest.raises(TransientError, match="replaced while it was read"):
         probe(str(path), tmp_path)
+    assert mixed == []
 
 
 def test_store_that_is_down_blames_no_tar(flaky: type[FlakyFileSystem], tmp_path: Path, video: bytes) -> None:
