@@ -3,12 +3,15 @@
     account/000012-more-<id>.parquet   one row a shard that was committed since the file before
     account/000040-all-<id>.parquet    one row for every shard so far; what is before it counts no more
 
-They are copies, never the truth: a shard is committed if its object exists. See ``stock``.
+They are copies, never the truth: a shard is committed if its object exists. One that cannot be read costs the next start
+some requests. See ``stock``.
 """
 
 from __future__ import annotations
 
 import io
+import logging
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,10 +24,13 @@ from pipeline.account import LeftOut, count_left_out
 from pipeline.storage import Storage
 from pipeline.types import ShardSummary
 
+logger = logging.getLogger(__name__)
+
 CHECKPOINT_FOLDER = "account"
 MAX_FILES = 16
 """Files that a start reads before it writes one for all."""
 
+_NAME = re.compile(r"/(\d{6,})-(?:more|all)-[0-9a-f]{8}\.parquet$")
 _SCHEMA = pa.schema(
     [
         ("shard_id", pa.string()),
@@ -63,27 +69,41 @@ class Checkpoints:
         return self._num_files > MAX_FILES
 
     def read(self) -> dict[str, ShardAccount]:
-        """By shard id; of two accounts of one shard the later."""
-        names = sorted(found.uri for found in self.storage.walk(CHECKPOINT_FOLDER, ".parquet"))
+        """By shard id; of two accounts of one shard the later. Files that are damaged, or not ours, count as absent."""
+        numbers = {found.uri: _number(found.uri) for found in self.storage.walk(CHECKPOINT_FOLDER, ".parquet")}
+        names = sorted(name for name, number in numbers.items() if number is not None)
         whole = [position for position, name in enumerate(names) if "-all-" in name]
         valid = names[whole[-1] :] if whole else names
         self._num_files = len(valid)
-        self._last = max((int(name.rpartition("/")[2].partition("-")[0]) for name in names), default=0)
+        self._last = max((number for number in numbers.values() if number is not None), default=0)
         accounts: dict[str, ShardAccount] = {}
         for name in valid:
-            for row in pq.read_table(io.BytesIO(self.storage.read(name))).to_pylist():
-                accounts[row["shard_id"]] = _from_row(row)
+            accounts.update((account.shard_id, account) for account in self._read_file(name))
         return accounts
+
+    def _read_file(self, name: str) -> list[ShardAccount]:
+        data = io.BytesIO(self.storage.read(name))
+        try:
+            table = pq.read_table(data, page_checksum_verification=True)
+            return [_from_row(row) for row in table.cast(_SCHEMA).to_pylist()]
+        except (pa.ArrowException, OSError, ValueError) as error:
+            logger.warning("checkpoint is damaged, its shards are read again file=%s error=%s", name, error)
+            return []
 
     def write(self, accounts: Iterable[ShardAccount], kind: Literal["more", "all"] = "more") -> None:
         """Raises: TransientError: storage does not answer."""
         table = pa.Table.from_pylist([_to_row(account) for account in accounts], schema=_SCHEMA)
         sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         name = f"{CHECKPOINT_FOLDER}/{self._last + 1:06d}-{kind}-{uuid.uuid4().hex[:8]}.parquet"
         self.storage.put_if_absent(name, sink.getvalue())
         self._last += 1
         self._num_files = 1 if kind == "all" else self._num_files + 1
+
+
+def _number(path: str) -> int | None:
+    match = _NAME.search(path)
+    return int(match[1]) if match else None
 
 
 def _to_row(account: ShardAccount) -> dict[str, Any]:
