@@ -24,7 +24,7 @@ from pipeline.tars.headers import TarProblem
 from pipeline.tars.members import fetch_members, spool
 from pipeline.tars.samples import TarVideo, read_videos
 from pipeline.tars.window import ReadAhead
-from pipeline.types import VideoInfo
+from pipeline.types import VideoInfo, member_uri
 
 _AT_ONCE = 32
 """Videos whose headers are held together: those that fail are tried again after the others."""
@@ -46,7 +46,7 @@ class _Found:
     @property
     def uri(self) -> str:
         if isinstance(self.what, TarProblem):
-            return f"{self.tar.uri}#{self.what.name}" if self.what.name else self.tar.uri
+            return member_uri(self.tar.uri, self.what.name) if self.what.name else self.tar.uri
         return self.what.member.uri(self.tar.uri)
 
     @property

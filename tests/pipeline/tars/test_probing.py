@@ -158,6 +158,17 @@ def test_limit_cuts_a_tar_and_the_rest_of_it_comes_later(tmp_path: Path, output:
     assert Counter(name[0] for name in planned(output, generation)) == {"b": 3, "c": 4}
 
 
+def test_append_with_more_extensions_finds_more_in_the_same_tars(tmp_path: Path, output: Storage, video: bytes) -> None:
+    (tmp_path / "a.tar").write_bytes(make_tar([("a.mp4", video), ("b.m4v", video)]))
+    (tmp_path / "b.tar").write_bytes(make_tar([("c.m4v", video)]))
+    assert list(planned(output, plan_tars(str(tmp_path), output, extensions=[".mp4"])[0])) == ["a.tar#a.mp4"]
+    assert plan_tars(str(tmp_path), output, extensions=[".mp4"]) == (None, [])
+    generation, probed = plan_tars(str(tmp_path), output, extensions=[".mp4", ".m4v"])
+    assert sorted(planned(output, generation)) == ["a.tar#b.m4v", "b.tar#c.m4v"]
+    assert len(probed) == 2
+    assert plan_tars(str(tmp_path), output, extensions=[".m4v"]) == (None, [])
+
+
 def test_interrupted_planning_keeps_the_tars_that_were_read(
     tmp_path: Path, output: Storage, video: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
