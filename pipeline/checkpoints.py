@@ -3,12 +3,15 @@
     account/000012-more-<id>.parquet   one row a shard that was committed since the file before
     account/000040-all-<id>.parquet    one row for every shard so far; what is before it counts no more
 
-They are copies, never the truth: a shard is committed if its object exists. See ``stock``.
+They are copies, never the truth: a shard is committed if its object exists. One that cannot be read costs the next start
+some requests. See ``stock``.
 """
 
 from __future__ import annotations
 
 import io
+import logging
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,10 +25,13 @@ from pipeline.errors import DatasetError
 from pipeline.storage import Storage
 from pipeline.types import ShardSummary
 
+logger = logging.getLogger(__name__)
+
 CHECKPOINT_FOLDER = "account"
 MAX_FILES = 16
 """Files that a start reads before it writes one for all."""
 
+_NAME = re.compile(r"/\d{6,}-(?:more|all)-[0-9a-f]{8}\.parquet$")
 _SCHEMA = pa.schema(
     [
         ("shard_id", pa.string()),
@@ -64,15 +70,20 @@ class Checkpoints:
         return self._num_files > MAX_FILES
 
     def read(self) -> dict[str, ShardAccount]:
-        """By shard id; of two accounts of one shard the later. Raises: DatasetError: one is damaged."""
+        """By shard id; of two accounts of one shard the later. Files that are damaged, or not ours, count as absent."""
         names = list_checkpoints(self.storage)
         whole = [position for position, name in enumerate(names) if "-all-" in name]
         valid = names[whole[-1] :] if whole else names
         self._num_files = len(valid)
-        self._last = max((int(name.rpartition("/")[2].partition("-")[0]) for name in names), default=0)
+        self._last = max(map(_number, names), default=0)
         accounts: dict[str, ShardAccount] = {}
         for name in valid:
-            accounts.update((account.shard_id, account) for account in read_checkpoint(self.storage, name))
+            try:
+                found = read_checkpoint(self.storage, name)
+            except DatasetError as error:
+                logger.warning("%s: its shards are read again", error)
+                continue
+            accounts.update((account.shard_id, account) for account in found)
         return accounts
 
     def write(self, accounts: Iterable[ShardAccount], kind: Literal["more", "all"] = "more") -> None:
@@ -87,19 +98,23 @@ class Checkpoints:
 
 
 def list_checkpoints(storage: Storage) -> list[str]:
-    """Their paths, oldest first."""
-    return sorted(found.uri for found in storage.walk(CHECKPOINT_FOLDER, ".parquet"))
+    """Their paths, oldest first; files that are not ours are passed over."""
+    found = (stored.uri for stored in storage.walk(CHECKPOINT_FOLDER, ".parquet"))
+    return sorted(path for path in found if _NAME.search(path))
 
 
 def read_checkpoint(storage: Storage, path: str) -> list[ShardAccount]:
     """Raises: DatasetError: it is damaged."""
     data = storage.read(path)
     try:
-        rows = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read().to_pylist()
-        return list(map(_from_row, rows))
+        table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
+        return [_from_row(row) for row in table.cast(_SCHEMA).to_pylist()]
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-        advice = "move it away: what it says is read from the shards then"
-        raise DatasetError(f"{path}: damaged checkpoint: {error}; {advice}") from error
+        raise DatasetError(f"{path}: damaged checkpoint: {error}") from error
+
+
+def _number(path: str) -> int:
+    return int(path.rpartition("/")[2].partition("-")[0])
 
 
 def _to_row(account: ShardAccount) -> dict[str, Any]:

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from itertools import chain, islice
-from typing import Any
+from typing import Any, cast
 
 from pipeline.compact_set import CompactSet
 from pipeline.config import RunConfig
 from pipeline.engine import ModelInfo
 from pipeline.plan import PlannedClip, ProbedVideo, plan_clips
 from pipeline.plan_rows import CLIP_ROWS, RowFormat
-from pipeline.plan_store import Generation, read_columns, read_known_files
+from pipeline.plan_store import Generation, read_columns, read_known_files, read_rejections
 from pipeline.planning import Planner
 from pipeline.recipe import digest
 from pipeline.sources import SourceItem, SourceListing, open_source
 from pipeline.storage import Storage
-from pipeline.types import Rejection, TarMember, VideoInfo
+from pipeline.types import Rejection, TarMember, VideoInfo, tar_uri_of
 
 _INFO_FIELDS = tuple(field.name for field in fields(VideoInfo))
 
@@ -50,9 +50,9 @@ class ClipPlanner(Planner[ProbedVideo, PlannedClip]):
     def find(self, listed: Iterator[SourceItem], earlier: list[Generation]) -> Iterator[ProbedVideo]:
         """Up to ``input.limit`` videos that no earlier generation has; a table's are told only when probed."""
         known = read_known_files(self.storage, earlier)
-        _add_known_tars(known, self.storage, earlier)
+        known_tars = _read_known_tars(self.storage, earlier, self.config.input.extensions)
         limit, count = self.config.input.limit, 0
-        unknown = (item for item in listed if not _is_known(item, known))
+        unknown = (item for item in listed if not _is_known(item, known_tars if item.is_tar else known))
         for first in unknown:
             # Of tars one at a time if there is a limit, as only probing tells how many videos are in it.
             others = None if limit is None else 0 if first.is_tar else limit - count - 1
@@ -75,20 +75,27 @@ class ClipPlanner(Planner[ProbedVideo, PlannedClip]):
         return ProbedVideo(**common, info=VideoInfo(**info) if info else None, member=TarMember(**member) if member else None)
 
 
-def _add_known_tars(known: CompactSet, storage: Storage, generations: list[Generation]) -> None:
-    """Adds the tars whose members earlier generations have, all of them.
+def _read_known_tars(storage: Storage, generations: list[Generation], extensions: tuple[str, ...]) -> CompactSet:
+    """The tars of which earlier generations have all videos.
 
-    ``input.limit`` may have cut one short, and of a tar that is looked at again only some are planned.
+    With other ``input.extensions`` a generation may have left some out, ``input.limit`` may have cut a tar short, and of
+    one that is looked at again only some are planned.
     """
+    known = CompactSet()
     for generation in generations:
+        if not set(extensions) <= set(cast(list[str], generation.settings.get("input.extensions", []))):
+            continue
+        for rejection in read_rejections(storage, generation):
+            known.add(rejection.sample_id)  # a tar without a video is one
         if generation.settings.get("input.limit") is None and not generation.num_superseded:
             last = ""
             for row in read_columns(storage, generation, ["uri", "size_bytes", "version", "member"]):
                 if row.get("member") is not None:
-                    uri = row["uri"].removesuffix(f"#{row['member']}")
+                    uri = tar_uri_of(row["uri"], row["member"])
                     if uri != last:  # the members of one tar mostly follow each other
                         known.add(digest(uri, row["size_bytes"], row["version"]))
                     last = uri
+    return known
 
 
 def _is_known(item: SourceItem, known: CompactSet) -> bool:

@@ -37,7 +37,7 @@ def fetch_videos(
     _check_unchanged(first, stat_input(first.file_uri, options))
     videos = [list(group) for _, group in groupby(clips, key=lambda clip: clip.member)]
     members = [video[0].member for video in videos if video[0].member is not None]
-    with fetch_members(first.file_uri, members, options, folder) as paths:
+    with fetch_members(first.file_uri, first.version, members, options, folder) as paths:
         yield list(zip(paths, videos, strict=True))
 
 

@@ -108,7 +108,8 @@ def read_input_range(uri: str, options: dict[str, Any] | None, offset: int, leng
     """Bytes ``offset`` to ``offset + length`` of one file.
 
     Args:
-        version: what the file must be, as its listing gave it; held where the store is S3.
+        version: what the file must be, as its listing gave it. S3 holds it, of a local file it is asked before the read; other
+            stores do not tell.
 
     Raises:
         TerminalError: as ``stat_input``; or the file has another version.
@@ -122,7 +123,9 @@ def read_input_range(uri: str, options: dict[str, Any] | None, offset: int, leng
                 return read_span(fs, path, offset, length, f"read {uri}", version)
             except ObjectChangedError as error:
                 raise TerminalError("fetch", "changed", f"{uri}: {error}; run again with --append to plan it anew") from error
-        stat_input(uri, options)
+        found = stat_input(uri, options)
+        if version is not None and found.version != version:
+            raise TerminalError("fetch", "changed", f"{uri}: was replaced; run again with --append to plan it anew")
         data = cast(bytes, fs.cat_file(path, start=offset, end=offset + length))
         if len(data) != length:
             raise OSError(f"{path}: asked for {length} bytes at {offset}, got {len(data)}")

@@ -169,7 +169,7 @@ def read_shards(storage: Storage, generation: Generation) -> Iterator[ShardRef]:
 
 
 def read_items(storage: Storage, shard: ShardRef, rows: RowFormat[Item]) -> list[Item]:
-    """What one shard holds, in plan order: a part of one row group of one file."""
+    """What one shard holds, in plan order: a part of one row group of one file. Raises: DatasetError: it is damaged."""
     table = ShardFile(storage, shard.file).row_group(shard.row_group)
     return [rows.from_row(row) for row in table.slice(shard.first_row, shard.num_clips).to_pylist()]
 
@@ -213,6 +213,14 @@ def read_columns(storage: Storage, generation: Generation, names: list[str]) -> 
 
 def _read_rows(storage: Storage, files: Iterable[str], names: list[str] | None = None) -> Iterator[dict[str, Any]]:
     for file in files:
-        part = pq.ParquetFile(pa.BufferReader(storage.read(file)))
-        for batch in part.iter_batches(batch_size=1 << 13, columns=names):
-            yield from batch.to_pylist()
+        data = pa.BufferReader(storage.read(file))
+        try:
+            part = pq.ParquetFile(data, page_checksum_verification=True)
+            missing = part.metadata.num_rows
+            for batch in part.iter_batches(batch_size=1 << 13, columns=names):
+                yield from batch.to_pylist()
+                missing -= len(batch)
+            if missing:  # the header of a page, which is skipped if it is of an unknown kind, has no checksum
+                raise ValueError(f"{missing} rows of {part.metadata.num_rows} are missing")
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DatasetError(f"{storage.uri}/{file}: damaged: {error}; restore it, or plan into a new output") from error

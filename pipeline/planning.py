@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 PROBE_BATCH = 32
 WINDOW_ITEMS = 1 << 15
 """Listed items in memory at a time; as many as a thousand cores probe at once."""
+TAR_ITEMS = 512
+"""Items that a tar counts as, for all that is found in it is in memory too: 64 tars at a time."""
 WINDOW_PARTS = 32
 """Objects that the findings of a window are kept in: ten thousand for ten million videos."""
 _KEPT_VERSION = 3
@@ -259,13 +261,22 @@ def _seen(files: Iterator[Found], types: ColumnTypes) -> Iterator[Found]:
 def _windows(items: Iterable[SourceItem]) -> Iterator[list[SourceItem]]:
     """So many items at a time as memory holds; the last ones join those before them, so that no batch is tiny."""
     rest = iter(items)
-    window = list(islice(rest, WINDOW_ITEMS))
+    window = _next_window(rest)
     while window:
-        following = list(islice(rest, WINDOW_ITEMS))
-        if len(following) < PROBE_BATCH:
+        following = _next_window(rest)
+        if len(following) < PROBE_BATCH and not any(item.is_tar for item in following):
             window, following = window + following, []
         yield window
         window = following
+
+
+def _next_window(rest: Iterator[SourceItem]) -> list[SourceItem]:
+    window: list[SourceItem] = []
+    room = WINDOW_ITEMS
+    while room > 0 and (item := next(rest, None)):
+        window.append(item)
+        room -= TAR_ITEMS if item.is_tar else 1
+    return window
 
 
 def _grouped(batches: list[Batch]) -> Iterator[list[Batch]]:

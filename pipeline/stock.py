@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_SHARDS = 4096
 CHECKPOINT_S = 300.0
-"""A checkpoint is written at the first of these; what a driver that dies had not written is read from footers."""
+"""A checkpoint is written at the first of these; what a driver that dies had not written is read from footers. After one
+that could not be written only the time counts."""
 _FOOTER_THREADS = 16
 
 
@@ -56,11 +57,13 @@ class Stock:
     _checkpoints: Checkpoints = field(init=False)
     _since: list[ShardAccount] = field(default_factory=list, init=False)
     """Accounts that no checkpoint has yet."""
-    _written_at: float = field(init=False)
+    _tried_at: float = field(init=False)
+    _has_failed: bool = field(default=False, init=False)
+    """The last checkpoint was not written."""
 
     def __post_init__(self) -> None:
         self._checkpoints = Checkpoints(self.work.storage)
-        self._written_at = self.clock()
+        self._tried_at = self.clock()
 
     def take(self, generations: list[Generation]) -> list[ShardRef]:
         """Add up what is planned and committed. Returns the shards that are still to do, in plan order.
@@ -86,19 +89,22 @@ class Stock:
         self.committed.add(account.shard_id)
         self.account.add_counts(account.num_rows, account.size_bytes, account.left_out)
         self._since.append(account)
-        if len(self._since) >= CHECKPOINT_SHARDS or self.clock() - self._written_at >= CHECKPOINT_S:
+        is_full = len(self._since) >= CHECKPOINT_SHARDS and not self._has_failed
+        if is_full or self.clock() - self._tried_at >= CHECKPOINT_S:
             self.checkpoint()
 
     def checkpoint(self) -> None:
         """Write down what came since the last time. A store that does not answer costs the next start some requests."""
-        self._written_at = self.clock()
+        self._tried_at = self.clock()
         if not self._since:
             return
         try:
             self._checkpoints.write(self._since)
         except TransientError as error:
+            self._has_failed = True
             logger.warning("checkpoint not written shards=%d error=%s", len(self._since), error)
         else:
+            self._has_failed = False
             self._since.clear()
 
     def paths(self, generations: list[Generation]) -> Iterator[str]:

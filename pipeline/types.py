@@ -117,8 +117,18 @@ class TarMember:
         return self.offset + self.size_bytes
 
     def uri(self, tar_uri: str) -> str:
-        """The address of this member, such as ``s3://bucket/shard-000003.tar#kitchen/0001.mp4``."""
-        return f"{tar_uri}#{self.name}"
+        """The address of this member."""
+        return member_uri(tar_uri, self.name)
+
+
+def member_uri(tar_uri: str, name: str) -> str:
+    """The address of a member of a tar, such as ``s3://bucket/shard-000003.tar#kitchen/0001.mp4``."""
+    return f"{tar_uri}#{name}"
+
+
+def tar_uri_of(uri: str, name: str) -> str:
+    """The tar of a member's address; the name says where it ends, as both may have a ``#`` in them."""
+    return uri.removesuffix(f"#{name}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +157,7 @@ class Clip:
     @property
     def file_uri(self) -> str:
         """The file to read: the video, or the tar that it is in."""
-        return self.uri if self.member is None else self.uri.removesuffix(f"#{self.member.name}")
+        return self.uri if self.member is None else tar_uri_of(self.uri, self.member.name)
 
     @property
     def header_size(self) -> tuple[int, int] | None:

@@ -69,6 +69,9 @@ class ShardFile(io.RawIOBase):
         """All columns of one row group, fetched in one request and decoded in this thread.
 
         Arrow's own reading ahead leaves threads that may still hold this file when the interpreter ends, which aborts it.
+
+        Raises:
+            DatasetError: the file is damaged: a page does not have its checksum, or cannot be read at all.
         """
         metadata = self.metadata()
         group = metadata.row_group(number)
@@ -76,7 +79,14 @@ class ShardFile(io.RawIOBase):
         starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]
         end = max(start + chunk.total_compressed_size for start, chunk in zip(starts, chunks, strict=True))
         self._held_start, self._held = min(starts), self.read_at(min(starts), end - min(starts))
-        return pq.ParquetFile(self, metadata=metadata, pre_buffer=False).read_row_group(number, use_threads=False)
+        try:
+            parquet = pq.ParquetFile(self, metadata=metadata, pre_buffer=False, page_checksum_verification=True)
+            table = parquet.read_row_group(number, use_threads=False)
+            if len(table) != group.num_rows:  # a page with a damaged header is passed over
+                raise ValueError(f"{len(table)} rows, expected {group.num_rows}")
+            return table
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DatasetError(f"{self.path}: damaged row group {number}: {error}") from error
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Bytes ``offset`` to ``offset + length``. Raises: DatasetError: they are not all inside the file."""

@@ -22,7 +22,7 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 def temporary_file(root: str, data: bytes) -> Iterator[str]:
     """A durable file on the output's own disk, outside every folder that readers list."""
     folder = Path(root) / TEMPORARY_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     temporary = folder / uuid.uuid4().hex
     try:
         with temporary.open("xb") as file:
@@ -37,20 +37,20 @@ def temporary_file(root: str, data: bytes) -> Iterator[str]:
 def replace(root: str, target: str, data: bytes) -> None:
     """Write a file whole, in place of what was there."""
     with temporary_file(root, data) as temporary:
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(Path(target).parent)
         os.replace(temporary, target)
-        _sync_folder(target)
+        _sync_folder(Path(target).parent)
 
 
 def link(root: str, target: str, data: bytes) -> bool:
     """Write a file whole unless its name is taken. Returns whether it was free."""
     with temporary_file(root, data) as temporary:
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(Path(target).parent)
         try:
             os.link(temporary, target)
         except FileExistsError:
             return False
-        _sync_folder(target)
+        _sync_folder(Path(target).parent)
         return True
 
 
@@ -85,8 +85,16 @@ def walk(root: str, folder: str) -> Iterator[StoredObject]:
                 yield StoredObject(entry.path[len(root) + 1 :], found.st_size, f"{found.st_mtime:.6f}")
 
 
-def _sync_folder(target: str) -> None:
-    descriptor = os.open(Path(target).parent, os.O_RDONLY)
+def _make_folder(folder: Path) -> None:
+    """A folder and those above it, each durable: a file is lost with any of them."""
+    if not folder.exists():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -164,8 +164,10 @@ class _Walk:
 
     def _after_sparse_map(self, block: bytes, data: int) -> int:
         """Where the data of an old GNU sparse file begins: behind the blocks that continue its map."""
-        goes_on = block[482]
+        goes_on, start = block[482], data
         while goes_on and data + BLOCK_BYTES <= self.tar_bytes:
+            if data - start >= _MOST_EXTENSION_BYTES:
+                raise _DamagedError(f"the map of a sparse file takes more than {_MOST_EXTENSION_BYTES} bytes")
             goes_on = self.read(data, BLOCK_BYTES)[504]
             data += BLOCK_BYTES
         return data

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import TransientError
 from pipeline.inputs import read_input_range
+from pipeline.tars.headers import Read
 from pipeline.types import Clip, TarMember
 
 _MOST_TOGETHER_BYTES = 4 << 20
@@ -34,21 +36,25 @@ def lie_together(earlier: Sequence[Clip], clip: Clip) -> bool:
 
 @contextlib.contextmanager
 def fetch_members(
-    tar_uri: str, members: Sequence[TarMember], options: dict[str, Any] | None, folder: str | Path
+    tar_uri: str, version: str, members: Sequence[TarMember], options: dict[str, Any] | None, folder: str | Path
 ) -> Iterator[list[Path]]:
     """Local files with the members' bytes while the context lasts. The members lie in order, and near each other.
 
+    Args:
+        version: of the tar, as its listing gave it.
+
     Raises:
-        TerminalError: the tar does not exist or may not be read.
+        TerminalError: the tar does not exist, may not be read, or has another version.
         TransientError: the store does not deliver it.
     """
     paths = [Path(folder) / uuid.uuid4().hex for _ in members]
+    read = partial(read_input_range, tar_uri, options, version=version)
     try:
         if len(members) == 1:
-            _copy(tar_uri, members[0], options, paths[0])
+            _copy(read, members[0], paths[0])
         else:
             start = members[0].offset
-            data = memoryview(read_input_range(tar_uri, options, start, members[-1].end - start))
+            data = memoryview(read(start, members[-1].end - start))
             for member, path in zip(members, paths, strict=True):
                 spool(path, data[member.offset - start : member.end - start])
         yield paths
@@ -57,9 +63,9 @@ def fetch_members(
             path.unlink(missing_ok=True)
 
 
-def _copy(tar_uri: str, member: TarMember, options: dict[str, Any] | None, path: Path) -> None:
+def _copy(read: Read, member: TarMember, path: Path) -> None:
     for offset in range(member.offset, member.end, _MOST_RANGE_BYTES):
-        spool(path, read_input_range(tar_uri, options, offset, min(_MOST_RANGE_BYTES, member.end - offset)))
+        spool(path, read(offset, min(_MOST_RANGE_BYTES, member.end - offset)))
 
 
 def spool(path: Path, data: bytes | memoryview) -> None:

@@ -24,7 +24,7 @@ from pipeline.tars.headers import TarProblem
 from pipeline.tars.members import fetch_members, spool
 from pipeline.tars.samples import TarVideo, read_videos
 from pipeline.tars.window import ReadAhead
-from pipeline.types import VideoInfo
+from pipeline.types import VideoInfo, member_uri
 
 _AT_ONCE = 32
 """Videos whose headers are held together: those that fail are tried again after the others."""
@@ -46,7 +46,7 @@ class _Found:
     @property
     def uri(self) -> str:
         if isinstance(self.what, TarProblem):
-            return f"{self.tar.uri}#{self.what.name}" if self.what.name else self.tar.uri
+            return member_uri(self.tar.uri, self.what.name) if self.what.name else self.tar.uri
         return self.what.member.uri(self.tar.uri)
 
     @property
@@ -64,7 +64,10 @@ def probe_tar(
     """
     try:
         tar = stat_input(item.uri, options)
-        findings = list(_look(tar, extensions, prober, options, folder))
+        try:
+            findings = list(_look(tar, extensions, prober, options, folder))
+        except TerminalError as error:
+            findings = [_probed_tar(tar, error)]
         if stat_input(item.uri, options) != tar:
             raise TransientError(f"{item.uri}: was replaced while it was read")
     except TerminalError as error:
@@ -82,7 +85,7 @@ def probe_tar(
 def _look(
     tar: StoredObject, extensions: tuple[str, ...], prober: HeaderProber, options: dict[str, Any], folder: str
 ) -> Iterator[ProbedVideo]:
-    window = ReadAhead(partial(read_input_range, tar.uri, options), tar.size_bytes)
+    window = ReadAhead(partial(read_input_range, tar.uri, options, version=tar.version), tar.size_bytes)
     videos = (_Found(tar, what) for what in read_videos(window.read, tar.uri, tar.size_bytes, extensions))
     look = partial(_probe, prober=prober, options=options, folder=folder)
     while found := list(islice(videos, _AT_ONCE)):
@@ -100,7 +103,7 @@ def _probe(found: _Found, *, prober: HeaderProber, options: dict[str, Any], fold
     try:
         info = _probe_header(what, prober, folder)
         if info is None:
-            with fetch_members(tar.uri, [what.member], options, folder) as paths:
+            with fetch_members(tar.uri, tar.version, [what.member], options, folder) as paths:
                 info = prober.probe(str(paths[0]), what.member.name)
     except TerminalError as error:
         return _probed(found, error=error)

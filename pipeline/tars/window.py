@@ -2,7 +2,8 @@
 
 Headers and captions stand in stretches, with video in between that is not wanted now. How long the next stretch is, nobody
 knows; but in one tar they are much alike. So the first request into a stretch asks for as much as the last few
-needed, but for the longest of them, and what is missing is asked for as it is found out.
+needed, but for the longest of them, and what is missing is asked for as it is found out: twice as much each time, so
+that a stretch of very many small members takes few requests too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class ReadAhead:
     _offset: int = 0
     _stretch_start: int = 0
     _stretch_end: int = 0
+    _more: int = BLOCK_BYTES
     _needed: deque[int] = field(default_factory=lambda: deque([_FIRST_BYTES], maxlen=_REMEMBERED))
 
     def read(self, offset: int, length: int) -> bytes:
@@ -38,7 +40,8 @@ class ReadAhead:
             self._begin_stretch(offset, length)
         elif offset + length > held_end:
             start = max(offset, held_end)
-            more = min(max(offset + length - start, BLOCK_BYTES), self.size_bytes - start)
+            more = min(max(offset + length - start, self._more), self.size_bytes - start)
+            self._more = min(2 * self._more, _MOST_AHEAD_BYTES)
             self._data = self._data[offset - self._offset :] + self.fetch(start, more)
             self._offset = offset
         self._stretch_end = max(self._stretch_end, offset + length)
@@ -53,3 +56,4 @@ class ReadAhead:
         wanted = min(max(length, ahead), self.size_bytes - offset)
         self._data, self._offset = self.fetch(offset, wanted), offset
         self._stretch_start = self._stretch_end = offset
+        self._more = BLOCK_BYTES

@@ -104,11 +104,12 @@ def test_proxy_counts_what_passes(disturbed: Storage, proxy: FaultProxy) -> None
     assert (proxy.requests, proxy.bytes_out) == (1, 4321)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("truncate", "shorten", "flip")])  # those are of answers
 def test_put_that_meets_a_fault_stands_whole(disturbed: Storage, direct: Storage, proxy: FaultProxy, kind: Kind) -> None:
     for number, put in enumerate((disturbed.put, disturbed.put_if_absent)):
         proxy.rules = [Rule(kind, times=1)]
         put(f"{number}", LARGE)
+        assert proxy.faults[kind] == number + 1
         assert direct.read(f"{number}") == LARGE
 
 

@@ -188,6 +188,36 @@ def test_value_that_does_not_fit_its_column_is_an_error_that_names_the_column(ou
         publish(output, [make_shard(0, make_clip(0, views=3), make_clip(1, views=value))], columns=columns)
 
 
+# Damage
+
+
+def test_damaged_rows_are_never_read_as_others(output: Storage) -> None:
+    clips = [make_clip(number, caption=f"caption {number}") for number in range(40)]
+    generation = publish(output, [make_shard(0, *clips)], rejections=[make_rejection(number) for number in range(40)])
+    (shard,) = read_shards(output, generation)
+    rejections = list(read_rejections(output, generation))
+    reads: list[tuple[str, Any, Any]] = [
+        (shard.file, lambda: read_items(output, shard, CLIP_ROWS), clips),
+        (generation.rejected_files[0], lambda: list(read_rejections(output, generation)), rejections),
+    ]
+    chance = random.Random(0)
+    for file, read, expected in reads:
+        whole = output.read(file)
+        footer = int.from_bytes(whole[-8:-4], "little") + 8
+        messages = []
+        for _ in range(150):
+            damaged = bytearray(whole)
+            damaged[chance.randrange(4, len(whole) - footer)] ^= 1 << chance.randrange(8)
+            output.put(file, bytes(damaged))
+            try:
+                assert read() == expected  # the flip hit what is not read, such as statistics
+            except DatasetError as error:
+                messages.append(str(error))
+        assert len(messages) > 100
+        assert all(file in message for message in messages)
+        output.put(file, whole)
+
+
 # Authors
 
 

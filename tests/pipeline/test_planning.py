@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -341,6 +341,23 @@ def test_last_window_is_never_so_small_that_one_video_is_probed_alone(work: Work
 
     assert len(work.clips(work.plan(SizeProbe()))) == 9
     assert sizes == [[2, 2], [2, 2, 1]]
+
+
+def test_tars_go_by_in_small_windows_as_each_has_many_findings(work: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.planning.WINDOW_ITEMS", 8)
+    monkeypatch.setattr("pipeline.planning.TAR_ITEMS", 4)
+    names = [f"{number}.tar" for number in range(5)]
+    work.write(*names)
+    windows: list[list[str]] = []
+
+    class TarProbe(FakeProbe):
+        def __call__(self, batches: list[Batch]) -> Iterator[tuple[int, list[ProbedVideo]]]:
+            windows.append([item.uri.rpartition("/")[2] for batch in batches for item in batch])
+            for position, found in super().__call__(batches):
+                yield position, [replace(file, uri=f"{file.uri}#{name}.mp4") for file in found for name in "abc"]
+
+    assert len(work.clips(work.plan(TarProbe()))) == 15
+    assert windows == [names[:2], names[2:4], names[4:]]
 
 
 def test_findings_are_kept_in_a_few_objects_and_batches_with_errors_alone_are_probed_again(

@@ -445,6 +445,15 @@ def test_disk_that_is_mounted_read_only_is_said_so(tmp_path: Path, monkeypatch: 
         Storage(str(tmp_path)).put_if_absent("a", b"")
 
 
+@pytest.mark.parametrize("put", ["put", "put_if_absent"])
+def test_folders_that_a_put_makes_are_durable_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, put: str) -> None:
+    synced: set[int] = set()
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.add(os.fstat(descriptor).st_ino))
+    getattr(Storage(str(tmp_path / "new" / "output")), put)("a/b/file", b"")
+    holders = [tmp_path, *(tmp_path / path for path in ("new", "new/output", "new/output/a", "new/output/a/b"))]
+    assert {folder.stat().st_ino for folder in holders} <= synced
+
+
 # Moving
 
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from pipeline.types import Bucket
+from pipeline.types import Bucket, member_uri, tar_uri_of
 
 
 @pytest.mark.parametrize("key", ["49x480x720@8", "1x16x16@1", "81x768x1360@16", "9x32x48@29.97", "17x64x64@0.5"])
@@ -54,3 +54,8 @@ def test_ntsc_rates_are_exact_fractions(fps: float, exact: Fraction) -> None:
 
 def test_frame_bytes_are_those_of_rgb() -> None:
     assert Bucket.parse("49x480x720@8").frame_bytes == 49 * 480 * 720 * 3
+
+
+def test_address_of_a_member_gives_its_tar_again() -> None:
+    for tar, name in (("s3://b/a.tar", "x/0.mp4"), ("s3://b/a#1.tar", "0#1.mp4")):
+        assert tar_uri_of(member_uri(tar, name), name) == tar

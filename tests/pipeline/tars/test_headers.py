@@ -127,6 +127,17 @@ def test_old_gnu_sparse_member_is_refused_and_its_map_skipped() -> None:
     assert walk(data)[1] == TarMember(name="after.mp4", offset=512 * 5, size_bytes=5)
 
 
+def test_map_of_a_sparse_member_that_never_ends_is_not_followed() -> None:
+    header = bytearray(make_tar([("a.mp4", b"12345")], format=tarfile.GNU_FORMAT)[:512])
+    header[156:157] = tarfile.GNUTYPE_SPARSE
+    header[482] = 1
+    sum_header(header)
+    [problem] = walk(bytes(header) + b"\x01" * (4 << 20))
+    assert isinstance(problem, TarProblem)
+    assert problem.reason == "bad_header"
+    assert "the map of a sparse file takes more than 1048576 bytes" in problem.problem
+
+
 def sum_header(header: bytearray) -> None:
     """Make a header's checksum right."""
     header[148:156] = b" " * 8

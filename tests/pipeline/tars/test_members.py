@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipeline.fetching import fetch_videos
 from pipeline.inputs import stat_input
 from pipeline.plan import PlannedClip
 from pipeline.plan_rows import CLIP_ROWS
-from pipeline.tars.members import lie_together
+from pipeline.tars.members import fetch_members, lie_together
 from pipeline.types import Clip, DecodedClip, TarMember
 from tests.pipeline.fakes import SMALL, FlakyFileSystem, make_clip
 
@@ -161,6 +162,19 @@ def test_tar_that_changed_gives_none_of_its_members(flaky: type[FlakyFileSystem]
         fetch_videos(stored, {}, tmp_path).__enter__()
     assert (caught.value.stage, caught.value.reason) == ("fetch", "changed")
     assert flaky.delivered == []
+
+
+def test_tar_that_is_replaced_after_it_was_looked_at_gives_none_of_its_members(tmp_path: Path) -> None:
+    path = tmp_path / "s.tar"
+    path.write_bytes(bytes(LARGE))
+    tar = stat_input(str(path))
+    members = [TarMember(name="a.mp4", offset=512, size_bytes=100)]
+    with fetch_members(tar.uri, tar.version, members, None, tmp_path) as paths:
+        assert paths[0].read_bytes() == bytes(100)
+    os.utime(path, (1, 1))
+    with pytest.raises(TerminalError, match=r"s\.tar: was replaced") as caught:
+        fetch_members(tar.uri, tar.version, members, None, tmp_path).__enter__()
+    assert caught.value.reason == "changed"
 
 
 def test_full_disk_blames_no_video(flaky: type[FlakyFileSystem], stored: list[Clip], tmp_path: Path) -> None:

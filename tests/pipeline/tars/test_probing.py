@@ -158,6 +158,17 @@ def test_limit_cuts_a_tar_and_the_rest_of_it_comes_later(tmp_path: Path, output:
     assert Counter(name[0] for name in planned(output, generation)) == {"b": 3, "c": 4}
 
 
+def test_append_with_more_extensions_finds_more_in_the_same_tars(tmp_path: Path, output: Storage, video: bytes) -> None:
+    (tmp_path / "a.tar").write_bytes(make_tar([("a.mp4", video), ("b.m4v", video)]))
+    (tmp_path / "b.tar").write_bytes(make_tar([("c.m4v", video)]))
+    assert list(planned(output, plan_tars(str(tmp_path), output, extensions=[".mp4"])[0])) == ["a.tar#a.mp4"]
+    assert plan_tars(str(tmp_path), output, extensions=[".mp4"]) == (None, [])
+    generation, probed = plan_tars(str(tmp_path), output, extensions=[".mp4", ".m4v"])
+    assert sorted(planned(output, generation)) == ["a.tar#b.m4v", "b.tar#c.m4v"]
+    assert len(probed) == 2
+    assert plan_tars(str(tmp_path), output, extensions=[".m4v"]) == (None, [])
+
+
 def test_interrupted_planning_keeps_the_tars_that_were_read(
     tmp_path: Path, output: Storage, video: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,14 +199,18 @@ def test_tar_that_is_replaced_while_it_is_read_blames_no_member(
     path = tmp_path / "a.tar"
     path.write_bytes(make_tar(make_samples([video])))
 
-    def replace(*_: Any, **__: Any) -> Any:
+    mixed = []
+
+    def replace(read: Any, *_: Any) -> Any:
         monkeypatch.undo()
         os.utime(path, (1, 1))
+        mixed.append(read(0, 512))
         return iter(())
 
     monkeypatch.setattr("pipeline.tars.probing.read_videos", replace)
     with pytest.raises(TransientError, match="replaced while it was read"):
         probe(str(path), tmp_path)
+    assert mixed == []
 
 
 def test_store_that_is_down_blames_no_tar(flaky: type[FlakyFileSystem], tmp_path: Path, video: bytes) -> None:

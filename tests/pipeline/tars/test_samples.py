@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -121,6 +123,26 @@ def test_large_members_are_skipped(tmp_path: Path) -> None:
     assert [video.columns["views"] for video in found if isinstance(video, TarVideo)] == [n * 37 for n in range(40)]
     assert len(requests) <= 50
     assert sum(requests) < 40 * 6000
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE])
+def test_very_many_small_members_in_a_row_take_few_requests(kind: bytes) -> None:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as tar:
+        for number in range(2000):
+            info = tarfile.TarInfo(f"{number:06d}.txt")
+            info.type, info.size = kind, 100 if kind == tarfile.REGTYPE else 0
+            tar.addfile(info, io.BytesIO(bytes(info.size)))
+    data = sink.getvalue()
+    requests: list[int] = []
+
+    def fetch(offset: int, length: int) -> bytes:
+        requests.append(length)
+        return data[offset : offset + length]
+
+    assert list(read_videos(ReadAhead(fetch, len(data)).read, "t.tar", len(data), EXTENSIONS)) == []
+    assert len(requests) < 20
+    assert sum(requests) <= len(data)
 
 
 def test_one_long_stretch_does_not_make_the_next_reads_long() -> None:
