@@ -199,15 +199,25 @@ class VaeActor:
         self._is_taken = False
         self._unwanted: dict[str, bool] = {}
         """The attempts that are here, and whether they were revoked."""
+        self._refusal: Exception | None = None
         try:
             self._worker = spec.make_worker(self._meter)
+        except ENDS_THE_RUN as error:  # raised here it would reach the driver as text only
+            self._box.close()
+            self._refusal = error
         except BaseException:
             self._box.close()
             raise
 
     @ray.method(concurrency_group="control")
     def ready(self) -> Birth:
-        """Answers once the model is loaded."""
+        """Answers once the model is loaded.
+
+        Raises:
+            ConfigError, StorageFullError: no actor could start.
+        """
+        if self._refusal is not None:
+            raise self._refusal
         return Birth(pid=os.getpid(), node_id=ray.get_runtime_context().get_node_id(), box=self._box.path)
 
     @ray.method(concurrency_group="control")

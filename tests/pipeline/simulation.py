@@ -115,7 +115,6 @@ class SimCluster:
                 if error is not None and "starting" in error:
                     working = [actor for actor in self.actors.values() if actor.is_ready and not actor.killed_for]
                     assert not working, "a place that works keeps a run alive"
-                    )
 
     def _decide(self, shard_id: str) -> None:
         assert shard_id not in self.settled.keys() | self.given_up.keys()
