@@ -41,9 +41,17 @@ MAX_UNEXPECTED = 10
 """Items quarantined for ``UNEXPECTED`` reasons before the run stops: the code is broken, not the items."""
 UNEXPECTED = {"unexpected", "crashed_actor", "hung_actor"}
 PROBE_TRIES = 3
+STOPPED_PLANNING = "stopped while planning; the same command resumes"
 _POLL_S = 0.5
 _COUNT_EVERY_S = 5.0
 """How often the cluster is asked for new places."""
+
+
+def check_generations(work: Work, generations: list[Generation]) -> None:
+    """Make sure that a plan is this work's own. Raises: RunRefusedError: it was made for another work, recipe or settings."""
+    check_output(work.storage, generations, work.name)
+    check_recipe(work.storage, generations, work.recipe)
+    check_settings(work.storage, generations, work.config)
 
 
 def run_work(work: Work) -> ExitCode:
@@ -54,9 +62,7 @@ def run_work(work: Work) -> ExitCode:
     """
     storage, control = work.storage, work.config.run
     generations = read_generations(storage)
-    check_output(storage, generations, work.name)
-    check_recipe(storage, generations, work.recipe)
-    check_settings(storage, generations, work.config)
+    check_generations(work, generations)
     refuse_second_run(storage, takeover=control.takeover)
     check_guarantees(storage)
     account = Account()
@@ -118,6 +124,8 @@ class Run:
 
         def on_probed(files: list[ProbedFile], total: int) -> None:
             nonlocal probed
+            if self.stop.is_set():
+                raise StoppedError(STOPPED_PLANNING)
             probed += len(files)
             progress.probed(probed, total)
             for error in (file.error for file in files if file.error is not None):
@@ -131,6 +139,7 @@ class Run:
                 raise ConfigError(f"input.uri {self.work.config.input.uri}: there is nothing to {self.work.name}")
             logger.info("nothing new in the input")
             return []
+        check_generations(self.work, [added])  # it may be another driver's, which was first
         logger.info(
             "planned generation=%d clips=%d shards=%d quarantined=%d filtered=%d",
             added.number,
@@ -272,7 +281,7 @@ def _probe_batches(
             running[task] = position
         done, _ = ray.wait(list(running), timeout=_POLL_S)
         if stop.is_set():
-            raise StoppedError("stopped while planning; the same command resumes")
+            raise StoppedError(STOPPED_PLANNING)
         for task in done:
             position = running.pop(task)
             try:
