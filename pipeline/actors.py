@@ -28,6 +28,7 @@ from ray.exceptions import (
 )
 
 from pipeline.black_box import BlackBox, BoxContents, read_box
+from pipeline.cluster import missing_paths
 from pipeline.errors import ENDS_THE_RUN, RevokedError, TransientError
 from pipeline.messages import AtWork, Lease
 from pipeline.schedule import LEASES_PER_ACTOR
@@ -172,6 +173,8 @@ class ActorSpec:
 
     make_worker: Callable[[Meter], Worker]
     log_level: str
+    shared: tuple[str, ...] = ()
+    """Paths that its node must see."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +196,8 @@ class VaeActor:
 
     def __init__(self, spec: ActorSpec) -> None:
         logging.basicConfig(level=spec.log_level.upper(), format="%(levelname)s %(name)s %(message)s")
+        if missing := missing_paths(spec.shared):
+            raise TransientError(f"this node does not see {', '.join(missing)}, which all nodes must share")
         self._box = BlackBox.create()
         self._meter = Meter(note=self._box.note)
         self._turn = threading.Condition()

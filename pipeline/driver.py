@@ -22,7 +22,7 @@ from pipeline import failpoints
 from pipeline.account import Account, ExitCode
 from pipeline.actors import ActorSpec, probe_batch
 from pipeline.admission import check_guarantees, check_output, check_recipe, check_settings
-from pipeline.cluster import ClusterSession, count_actors, plan_actors, stop_grace_s, stop_on_signals
+from pipeline.cluster import ClusterSession, count_actors, plan_actors, shared_paths, stop_grace_s, stop_on_signals
 from pipeline.errors import ENDS_THE_RUN, ConfigError, PipelineError, RunRefusedError, StoppedError, TransientError
 from pipeline.messages import CapacityChanged, End, Event, GiveUp, Settle, StopAsked, Tick
 from pipeline.plan import ProbedFile
@@ -155,7 +155,8 @@ class Run:
         config = self.work.config
         resources = plan_actors(config)
         logger.info("actors=%d device=%s threads=%s", resources.actors, resources.device, resources.threads)
-        spec = ActorSpec(make_worker=self.work.worker(generations, resources), log_level=config.run.log_level)
+        make_worker = self.work.worker(generations, resources)
+        spec = ActorSpec(make_worker=make_worker, log_level=config.run.log_level, shared=shared_paths(config))
         limits = Limits(
             max_attempts=config.work.max_attempts,
             batch_s=config.work.batch_timeout_s,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pipeline.account import Account
 from pipeline.actors import Meter
 from pipeline.clip_planning import ClipPlanner
-from pipeline.cluster import ActorResources
+from pipeline.cluster import ActorResources, shared_paths
 from pipeline.config import RunConfig
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.publish import DatasetInfo, publish_dataset
@@ -84,6 +84,7 @@ class EncodeWork:
             recipe=self.recipe.fingerprint,
             columns=generations[0].columns,
             frame_budget_bytes=resources.frame_budget_bytes,
+            shared=shared_paths(self.config),
             make_engine=functools.partial(
                 self.make_engine, self.config, self.model.fingerprint, resources.device, resources.threads
             ),

@@ -7,6 +7,7 @@ import errno
 import functools
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from ray import ObjectRef
 from pipeline import failpoints
 from pipeline.actors import Meter, get_result
 from pipeline.batching import MemoryLadder
+from pipeline.cluster import missing_paths
 from pipeline.commit import commit_shard
 from pipeline.config import DecodeConfig, InputConfig, RunConfig
 from pipeline.dataset.schema import build_schema
@@ -43,6 +45,8 @@ from pipeline.types import Clip, DecodedClip, ShardSummary
 logger = logging.getLogger(__name__)
 
 _HASH_BLOCK_BYTES = 4 << 20
+_BLIND_NODE_S = 10.0
+"""A node without the shared disk keeps a task for so long: one that fails at once would draw all others to itself."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -60,14 +64,28 @@ def probe_videos(limits: DecodeConfig, source: InputConfig, items: list[SourceIt
 
 
 @ray.remote(num_cpus=1, max_retries=0)
-def decode_videos(clips: list[Clip], limits: DecodeConfig, options: dict[str, Any]) -> Decoded | tuple[Decoded, ...]:
-    """Decode clips of one video, or of neighbours in a tar. Returns one result a clip; alone, if there is but one clip."""
+def decode_videos(
+    clips: list[Clip], limits: DecodeConfig, options: dict[str, Any], shared: tuple[str, ...]
+) -> Decoded | tuple[Decoded, ...]:
+    """Decode clips of one video, or of neighbours in a tar. Returns one result a clip; alone, if there is but one clip.
+
+    Args:
+        shared: paths that this node must see to know whether a file is there.
+
+    Raises:
+        TransientError: the store does not deliver, or this node does not see what it should.
+    """
     results: list[Decoded] = []
     try:
         with fetch_videos(clips, options, tempfile.gettempdir()) as videos:
             for path, its_clips in videos:
                 results += _decode_video(path, its_clips, limits)
     except TerminalError as error:
+        if error.reason == "not_found" and (missing := missing_paths(shared)):
+            time.sleep(_BLIND_NODE_S)
+            raise TransientError(
+                f"{error.detail}, and this node does not see {', '.join(missing)}, which all nodes must share"
+            ) from error
         results = [error for _ in clips]
     return tuple(results) if len(clips) > 1 else results[0]
 
@@ -101,6 +119,8 @@ class EncodeSpec:
     columns: pa.Schema
     """Types of the columns that pass through."""
     frame_budget_bytes: int
+    shared: tuple[str, ...]
+    """Paths that every node must see."""
     make_engine: Callable[[], Engine]
 
 
@@ -137,7 +157,7 @@ class EncodeWorker:
     def _start_decoding(self, clips: list[Clip]) -> list[ObjectRef]:
         config = self.spec.config
         task = decode_videos.options(num_returns=len(clips))
-        refs = task.remote(clips, config.decode, config.input.storage_options)
+        refs = task.remote(clips, config.decode, config.input.storage_options, self.spec.shared)
         return refs if isinstance(refs, list) else [refs]
 
 

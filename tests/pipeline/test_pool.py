@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from pipeline import pool
 from pipeline.actors import ActorSpec, VaeActor
 from pipeline.cluster import ActorResources
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TransientError
 from pipeline.messages import ActorFailedToStart, Event, StartActor
 from pipeline.pool import ActorPool
 
@@ -94,3 +94,10 @@ def test_settings_that_work_nowhere_end_the_run_as_what_they_are(monkeypatch: py
         make_actor(ActorSpec(make_worker=refuse, log_level="info")).ready()
     with pytest.raises(ConfigError, match=r"vae\.weights: not there"):
         FakeCluster(monkeypatch).answer(RayTaskError("ready", "trace", raised.value))
+
+
+def test_a_node_that_does_not_see_the_shared_paths_gets_no_actor() -> None:
+    make_actor: Any = VaeActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]
+    spec = ActorSpec(make_worker=lambda meter: pytest.fail("begun"), log_level="info", shared=("/not/mounted",))
+    with pytest.raises(TransientError, match="this node does not see /not/mounted"):
+        make_actor(spec)
