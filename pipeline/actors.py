@@ -188,7 +188,7 @@ class Birth:
 
 @ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups={"work": LEASES_PER_ACTOR, "control": 1})
 class VaeActor:
-    """Holds one model. Works on one shard at a time, while the next one's input is fetched.
+    """Holds one model. Works on one shard at a time, in the order in which they come, while the next one's input is fetched.
 
     Two ``run_shard`` calls may be under way: one has the model, the other has its input ordered. The model
     passes on as soon as the last batch is done, so that the commit overlaps the next shard.
@@ -202,8 +202,10 @@ class VaeActor:
         self._meter = Meter(note=self._box.note)
         self._turn = threading.Condition()
         self._is_taken = False
-        self._unwanted: dict[str, bool] = {}
-        """The attempts that are here, and whether they were revoked."""
+        self._queue: list[str] = []
+        """The attempts that are here and have not had the model, in the order in which they came."""
+        self._revoked: set[str] = set()
+        """May name attempts that are still on their way here, or done: a revocation overtakes, and few there are."""
         self._refusal: Exception | None = None
         try:
             self._worker = spec.make_worker(self._meter)
@@ -233,9 +235,8 @@ class VaeActor:
     def revoke(self, attempt_id: str) -> None:
         """Do not begin this attempt, if it still waits for the model."""
         with self._turn:
-            if attempt_id in self._unwanted:
-                self._unwanted[attempt_id] = True
-                self._turn.notify_all()
+            self._revoked.add(attempt_id)
+            self._turn.notify_all()
 
     @ray.method(concurrency_group="control")
     def retire(self) -> Progress:
@@ -261,19 +262,29 @@ class VaeActor:
 
     @contextlib.contextmanager
     def _here(self, lease: Lease) -> Iterator[None]:
-        self._unwanted[lease.attempt_id] = False
+        with self._turn:
+            self._queue.append(lease.attempt_id)
         try:
             yield
         finally:
-            del self._unwanted[lease.attempt_id]
+            self._leave_queue(lease)
+
+    def _leave_queue(self, lease: Lease) -> None:
+        with self._turn:
+            if lease.attempt_id in self._queue:
+                self._queue.remove(lease.attempt_id)
+                self._turn.notify_all()
 
     @contextlib.contextmanager
     def _model(self, lease: Lease) -> Iterator[None]:
         with self._turn:
-            self._turn.wait_for(lambda: not self._is_taken or self._unwanted[lease.attempt_id])
-            if self._unwanted[lease.attempt_id]:
+            self._turn.wait_for(
+                lambda: lease.attempt_id in self._revoked or (not self._is_taken and self._queue[0] == lease.attempt_id)
+            )
+            if lease.attempt_id in self._revoked:
                 raise RevokedError(f"attempt {lease.attempt_id} at shard {lease.shard.shard_id} is not wanted any more")
             self._is_taken = True
+            self._queue.remove(lease.attempt_id)
         try:
             with self._meter.on_shard(lease.attempt_id):
                 yield
