@@ -77,6 +77,7 @@ class DecodeWork:
             check_memory_budget(self.config.vae, decode=batches)
         spec = DecodeSpec(
             config=self.config,
+            storage=self.storage,
             recipe=self.recipe.fingerprint,
             frame_budget_bytes=resources.frame_budget_bytes,
             make_engine=functools.partial(

@@ -77,6 +77,8 @@ class DecodeSpec:
     """What decoding must know of the run."""
 
     config: DecodeRunConfig
+    storage: Storage
+    """The driver's: it knows what the store guarantees, for all alike."""
     recipe: str
     frame_budget_bytes: int
     make_engine: Callable[[], Engine]
@@ -86,11 +88,9 @@ class DecodeWorker:
     """Decodes shards of latents to videos. Implements ``actors.Worker``."""
 
     def __init__(self, spec: DecodeSpec, meter: Meter) -> None:
-        output = spec.config.output
         self.spec = spec
         self.meter = meter
-        self.storage = Storage(output.uri, output.storage_options)
-        self.storage.find_out_guarantees()
+        self.storage = spec.storage
         self.engine = spec.make_engine()
         self.memory = MemoryLadder(self.engine.tighten, self.engine.is_out_of_memory)
 

@@ -81,6 +81,7 @@ class EncodeWork:
     def worker(self, generations: list[Generation], resources: ActorResources) -> Callable[[Meter], EncodeWorker]:
         spec = EncodeSpec(
             config=self.config,
+            storage=self.storage,
             recipe=self.recipe.fingerprint,
             columns=generations[0].columns,
             frame_budget_bytes=resources.frame_budget_bytes,

@@ -115,6 +115,8 @@ class EncodeSpec:
     """What encoding must know of the run."""
 
     config: RunConfig
+    storage: Storage
+    """The driver's: it knows what the store guarantees, for all alike."""
     recipe: str
     columns: pa.Schema
     """Types of the columns that pass through."""
@@ -131,8 +133,7 @@ class EncodeWorker:
         output = spec.config.output
         self.spec = spec
         self.meter = meter
-        self.storage = Storage(output.uri, output.storage_options)
-        self.storage.find_out_guarantees()
+        self.storage = spec.storage
         self.engine = spec.make_engine()
         self.memory = MemoryLadder(self.engine.tighten, self.engine.is_out_of_memory)
         self.schema = build_schema(logvar=output.logvar, first_frame=output.first_frame, passthrough=spec.columns)
