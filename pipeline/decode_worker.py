@@ -25,7 +25,7 @@ from pipeline.latents import LatentReader, PlannedLatent
 from pipeline.latents.rows import LATENT_ROWS
 from pipeline.messages import Lease
 from pipeline.plan_store import read_items
-from pipeline.sink import FrameSink
+from pipeline.sink import FrameSink, WriterCrashedError
 from pipeline.storage import Storage
 from pipeline.types import Frames, Rejection, ShardSummary
 from pipeline.video_writer import VideoFormat, encode_video
@@ -229,11 +229,11 @@ class DecodeJob:
 
 
 def _wait_written(task: ObjectRef) -> VideoRecord | TerminalError:
-    """Raises: WorkerCrashedError: the writer died; more than twice with one clip, and the clip is to blame."""
+    """Raises: WriterCrashedError: the writer died, of the clip or by a kill from outside, which Ray does not tell."""
     try:
         written: VideoRecord | TerminalError = ray.get(task)
         return written
-    except WorkerCrashedError:
-        raise
+    except WorkerCrashedError as error:
+        raise WriterCrashedError(str(error)) from None
     except (*LOST_TASK, RayTaskError) as error:
         raise as_own_error(error) from None
