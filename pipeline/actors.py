@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -89,6 +90,8 @@ class Meter:
     progress: Progress = field(default_factory=Progress)
     note: Callable[[AtWork], None] = lambda at_work: None
     """Where what is in hand is written down, before it is begun."""
+    box: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / f"latents-{os.getpid()}.box")
+    """Files that are named by ``scratch_path`` of it do not outlive the process."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _in_hand: AtWork = field(default_factory=lambda: AtWork(attempt_id="", clips=()))
 
@@ -199,7 +202,7 @@ class VaeActor:
         if missing := missing_paths(spec.shared):
             raise TransientError(f"this node does not see {', '.join(missing)}, which all nodes must share")
         self._box = BlackBox.create()
-        self._meter = Meter(note=self._box.note)
+        self._meter = Meter(note=self._box.note, box=self._box.path)
         self._turn = threading.Condition()
         self._is_taken = False
         self._queue: list[str] = []

@@ -21,6 +21,7 @@ from ray import ObjectRef
 from pipeline import failpoints
 from pipeline.actors import Meter, get_result
 from pipeline.batching import MemoryLadder
+from pipeline.black_box import scratch_path
 from pipeline.cluster import missing_paths
 from pipeline.commit import commit_shard
 from pipeline.config import DecodeConfig, InputConfig, RunConfig
@@ -142,8 +143,8 @@ class EncodeWorker:
     @contextlib.contextmanager
     def open(self, lease: Lease) -> Iterator[EncodeJob]:
         """As ``Worker.open``: the decoding of the shard's videos begins."""
-        # No folder of its own: an actor ends by being killed, and would leave it.
-        spool = Path(tempfile.gettempdir()) / f"latents-{lease.attempt_id}.parquet"
+        # An actor may end by being killed: then whoever opens its box removes this.
+        spool = scratch_path(self.meter.box, f"{lease.attempt_id}.parquet")
         try:
             with self._feed.order(read_items(self.storage, lease.shard, CLIP_ROWS)) as order:
                 failpoints.reach("encode.after_claim")
