@@ -162,6 +162,19 @@ class ShardJob(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class CommittedJob:
+    """An attempt at a shard that an earlier one has committed: nothing to do. Implements ``ShardJob``."""
+
+    summary: ShardSummary
+
+    def run(self) -> None:
+        pass
+
+    def commit(self) -> ShardSummary:
+        return self.summary
+
+
 class Worker(Protocol):
     """What an actor does with shards; holds the model."""
 

@@ -15,7 +15,7 @@ import xxhash
 from ray import ObjectRef
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
-from pipeline.actors import LOST_TASK, Meter, as_own_error
+from pipeline.actors import LOST_TASK, CommittedJob, Meter, as_own_error
 from pipeline.batching import BatchRunner, MemoryLadder, Outcome
 from pipeline.dataset.ordered_map import ordered_map
 from pipeline.decode_config import DecodeRunConfig
@@ -29,7 +29,7 @@ from pipeline.sink import FrameSink, WriterCrashedError
 from pipeline.storage import Storage
 from pipeline.types import Frames, Rejection, ShardSummary
 from pipeline.video_writer import VideoFormat, encode_video
-from pipeline.videos.record import VIDEO_FOLDER, VideoRecord, commit_videos
+from pipeline.videos.record import VIDEO_FOLDER, VideoRecord, commit_videos, done_path, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +95,13 @@ class DecodeWorker:
         self.memory = MemoryLadder(self.engine.tighten, self.engine.is_out_of_memory)
 
     @contextlib.contextmanager
-    def open(self, lease: Lease) -> Iterator[DecodeJob]:
+    def open(self, lease: Lease) -> Iterator[DecodeJob | CommittedJob]:
         """As ``Worker.open``: the shard's latents are read ahead."""
+        shard = lease.shard
+        path = done_path(shard.bucket_key, shard.index, shard.shard_id)
+        if lease.is_again and self.storage.exists(path):
+            yield CommittedJob(read_record(self.storage, path)[0])
+            return
         source = self.spec.config.input
         items = read_items(self.storage, lease.shard, LATENT_ROWS)
         # A reader of its own: two shards that share one would take each other's open file away.

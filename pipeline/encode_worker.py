@@ -19,14 +19,14 @@ import xxhash
 from ray import ObjectRef
 
 from pipeline import failpoints
-from pipeline.actors import Meter, get_result
+from pipeline.actors import CommittedJob, Meter, get_result
 from pipeline.batching import MemoryLadder
 from pipeline.black_box import scratch_path
 from pipeline.cluster import missing_paths
 from pipeline.commit import commit_shard
 from pipeline.config import DecodeConfig, InputConfig, RunConfig
 from pipeline.dataset.schema import build_schema
-from pipeline.dataset.writer import ShardWriter
+from pipeline.dataset.writer import ShardWriter, read_summary, shard_path
 from pipeline.decoder_process import DecoderProcess
 from pipeline.engine import Engine
 from pipeline.errors import TerminalError, TransientError
@@ -141,8 +141,13 @@ class EncodeWorker:
         self._feed = DecodeFeed(self._start_decoding, get_result, spec.frame_budget_bytes)
 
     @contextlib.contextmanager
-    def open(self, lease: Lease) -> Iterator[EncodeJob]:
+    def open(self, lease: Lease) -> Iterator[EncodeJob | CommittedJob]:
         """As ``Worker.open``: the decoding of the shard's videos begins."""
+        shard = lease.shard
+        path = shard_path(shard.bucket_key, shard.index, shard.shard_id)
+        if lease.is_again and self.storage.exists(path):
+            yield CommittedJob(read_summary(self.storage, path))
+            return
         # An actor may end by being killed: then whoever opens its box removes this.
         spool = scratch_path(self.meter.box, f"{lease.attempt_id}.parquet")
         try:

@@ -362,8 +362,9 @@ class Schedule:
             shard = straggler
         else:
             return
+        is_again = shard.shard_id in self._trouble
         trouble = self._trouble.get(shard.shard_id, Trouble())
-        lease = Lease(shard=shard, attempt=trouble.charged + 1, caution=trouble.caution())
+        lease = Lease(shard=shard, attempt=trouble.charged + 1, caution=trouble.caution(), is_again=is_again)
         if not actor.leases:
             actor.moved_at = self._clock()
         actor.leases[lease.attempt_id] = lease

@@ -131,6 +131,7 @@ class SimCluster:
         if lease.caution.is_careful or any(other.caution.is_careful for other in actor.leases):
             assert not actor.leases, "a careful lease is alone"
         self.check_blame(lease)
+        assert not (lease.is_again and not self.tries[shard_id]), "a first attempt finds nothing committed"
         self.tries[shard_id] += 1
         assert self.tries[shard_id] <= self.limits.max_attempts + 3 * MAX_UNCHARGED
         actor.leases.append(lease)

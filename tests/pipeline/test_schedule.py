@@ -78,7 +78,8 @@ def test_an_actor_that_fails_twice_in_a_row_or_has_no_memory_left_is_replaced() 
     cluster.fail(number, "exhausted")
     assert cluster.actors[number].killed_for == "a fresh one after: exhausted"
     cluster.run_to_end()
-    assert cluster.settled[make_shard_ref(0).shard_id].attempt == 2
+    lease = cluster.settled[make_shard_ref(0).shard_id]
+    assert (lease.attempt, lease.is_again) == (2, True)
 
 
 def test_after_a_transient_failure_a_shard_waits_longer_each_time() -> None:
