@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ from ray.exceptions import (
 )
 
 from pipeline.black_box import BlackBox, BoxContents, read_box
+from pipeline.cluster import missing_paths
 from pipeline.errors import ENDS_THE_RUN, RevokedError, TransientError
 from pipeline.messages import AtWork, Lease
 from pipeline.schedule import LEASES_PER_ACTOR
@@ -88,6 +90,8 @@ class Meter:
     progress: Progress = field(default_factory=Progress)
     note: Callable[[AtWork], None] = lambda at_work: None
     """Where what is in hand is written down, before it is begun."""
+    box: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / f"latents-{os.getpid()}.box")
+    """Files that are named by ``scratch_path`` of it do not outlive the process."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _in_hand: AtWork = field(default_factory=lambda: AtWork(attempt_id="", clips=()))
 
@@ -158,6 +162,19 @@ class ShardJob(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class CommittedJob:
+    """An attempt at a shard that an earlier one has committed: nothing to do. Implements ``ShardJob``."""
+
+    summary: ShardSummary
+
+    def run(self) -> None:
+        pass
+
+    def commit(self) -> ShardSummary:
+        return self.summary
+
+
 class Worker(Protocol):
     """What an actor does with shards; holds the model."""
 
@@ -172,6 +189,8 @@ class ActorSpec:
 
     make_worker: Callable[[Meter], Worker]
     log_level: str
+    shared: tuple[str, ...] = ()
+    """Paths that its node must see."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +204,7 @@ class Birth:
 
 @ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups={"work": LEASES_PER_ACTOR, "control": 1})
 class VaeActor:
-    """Holds one model. Works on one shard at a time, while the next one's input is fetched.
+    """Holds one model. Works on one shard at a time, in the order in which they come, while the next one's input is fetched.
 
     Two ``run_shard`` calls may be under way: one has the model, the other has its input ordered. The model
     passes on as soon as the last batch is done, so that the commit overlaps the next shard.
@@ -193,21 +212,35 @@ class VaeActor:
 
     def __init__(self, spec: ActorSpec) -> None:
         logging.basicConfig(level=spec.log_level.upper(), format="%(levelname)s %(name)s %(message)s")
+        if missing := missing_paths(spec.shared):
+            raise TransientError(f"this node does not see {', '.join(missing)}, which all nodes must share")
         self._box = BlackBox.create()
-        self._meter = Meter(note=self._box.note)
+        self._meter = Meter(note=self._box.note, box=self._box.path)
         self._turn = threading.Condition()
         self._is_taken = False
-        self._unwanted: dict[str, bool] = {}
-        """The attempts that are here, and whether they were revoked."""
+        self._queue: list[str] = []
+        """The attempts that are here and have not had the model, in the order in which they came."""
+        self._revoked: set[str] = set()
+        """May name attempts that are still on their way here, or done: a revocation overtakes, and few there are."""
+        self._refusal: Exception | None = None
         try:
             self._worker = spec.make_worker(self._meter)
+        except ENDS_THE_RUN as error:  # raised here it would reach the driver as text only
+            self._box.close()
+            self._refusal = error
         except BaseException:
             self._box.close()
             raise
 
     @ray.method(concurrency_group="control")
     def ready(self) -> Birth:
-        """Answers once the model is loaded."""
+        """Answers once the model is loaded.
+
+        Raises:
+            ConfigError, StorageFullError: no actor could start.
+        """
+        if self._refusal is not None:
+            raise self._refusal
         return Birth(pid=os.getpid(), node_id=ray.get_runtime_context().get_node_id(), box=self._box.path)
 
     @ray.method(concurrency_group="control")
@@ -218,9 +251,8 @@ class VaeActor:
     def revoke(self, attempt_id: str) -> None:
         """Do not begin this attempt, if it still waits for the model."""
         with self._turn:
-            if attempt_id in self._unwanted:
-                self._unwanted[attempt_id] = True
-                self._turn.notify_all()
+            self._revoked.add(attempt_id)
+            self._turn.notify_all()
 
     @ray.method(concurrency_group="control")
     def retire(self) -> Progress:
@@ -246,19 +278,29 @@ class VaeActor:
 
     @contextlib.contextmanager
     def _here(self, lease: Lease) -> Iterator[None]:
-        self._unwanted[lease.attempt_id] = False
+        with self._turn:
+            self._queue.append(lease.attempt_id)
         try:
             yield
         finally:
-            del self._unwanted[lease.attempt_id]
+            self._leave_queue(lease)
+
+    def _leave_queue(self, lease: Lease) -> None:
+        with self._turn:
+            if lease.attempt_id in self._queue:
+                self._queue.remove(lease.attempt_id)
+                self._turn.notify_all()
 
     @contextlib.contextmanager
     def _model(self, lease: Lease) -> Iterator[None]:
         with self._turn:
-            self._turn.wait_for(lambda: not self._is_taken or self._unwanted[lease.attempt_id])
-            if self._unwanted[lease.attempt_id]:
+            self._turn.wait_for(
+                lambda: lease.attempt_id in self._revoked or (not self._is_taken and self._queue[0] == lease.attempt_id)
+            )
+            if lease.attempt_id in self._revoked:
                 raise RevokedError(f"attempt {lease.attempt_id} at shard {lease.shard.shard_id} is not wanted any more")
             self._is_taken = True
+            self._queue.remove(lease.attempt_id)
         try:
             with self._meter.on_shard(lease.attempt_id):
                 yield

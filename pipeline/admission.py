@@ -52,7 +52,8 @@ def check_guarantees(storage: Storage) -> None:
     if not storage.has_conditional_put:
         logger.warning(
             "no conditional put at %s: a shard that two actors finish at the same time is written twice, and the later one "
-            "stands; no work is given out twice, and no second run may be started here",
+            "stands; so may one whose actor was killed in the middle of its put. No work is given out twice otherwise, and no "
+            "second run may be started here",
             storage.uri,
         )
 

@@ -68,8 +68,13 @@ def read_box(path: Path) -> BoxContents:
     return BoxContents(at_work=AtWork(attempt_id=attempt_id, clips=tuple(clips)), trace=trace)
 
 
+def scratch_path(path: Path, name: str) -> Path:
+    """A file beside a box, for what nobody needs once the process is dead: it goes with the box."""
+    return path.with_name(f"{path.stem}-{name}")
+
+
 def remove_box(path: Path) -> None:
-    for file in (path, _trace_path(path)):
+    for file in (path, _trace_path(path), *path.parent.glob(f"{path.stem}-*")):
         with contextlib.suppress(FileNotFoundError):
             file.unlink()
 

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -153,13 +153,13 @@ def check_shared_paths(config: JobConfig) -> None:
         ConfigError: a node does not see them; names the node and the paths.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    paths = [path for path in _local_paths(config) if os.path.exists(path)]
+    paths = shared_paths(config)
     if len(nodes) < 2 or not paths:
         return
     for node in nodes:
         here = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
         try:
-            missing = ray.get(_missing_paths.options(scheduling_strategy=here).remote(paths))
+            missing = ray.get(_look_for.options(scheduling_strategy=here).remote(paths))
         except RayError as error:  # a lost node is thought to live for a while
             logger.warning("node %s does not answer; going on without it error=%s", node["NodeManagerAddress"], error)
             continue
@@ -171,7 +171,17 @@ def check_shared_paths(config: JobConfig) -> None:
 
 
 @ray.remote(num_cpus=0)
-def _missing_paths(paths: list[str]) -> list[str]:
+def _look_for(paths: Sequence[str]) -> list[str]:
+    return missing_paths(paths)
+
+
+def shared_paths(config: JobConfig) -> tuple[str, ...]:
+    """The run's local files that are here, on the driver's node, and so must be on every other."""
+    return tuple(path for path in _local_paths(config) if os.path.exists(path))
+
+
+def missing_paths(paths: Sequence[str]) -> list[str]:
+    """Which of the run's shared paths this node does not see. A node may join when all others are checked already."""
     return [path for path in paths if not os.path.exists(path)]
 
 

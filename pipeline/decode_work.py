@@ -78,6 +78,7 @@ class DecodeWork:
             check_memory_budget(self.config.vae, decode=batches)
         spec = DecodeSpec(
             config=self.config,
+            storage=self.storage,
             recipe=self.recipe.fingerprint,
             superseded=read_superseded(self.storage, generations),
             frame_budget_bytes=resources.frame_budget_bytes,

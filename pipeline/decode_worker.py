@@ -15,7 +15,7 @@ import xxhash
 from ray import ObjectRef
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
-from pipeline.actors import LOST_TASK, Meter, as_own_error
+from pipeline.actors import LOST_TASK, CommittedJob, Meter, as_own_error
 from pipeline.batching import BatchRunner, MemoryLadder, Outcome
 from pipeline.dataset.ordered_map import ordered_map
 from pipeline.decode_config import DecodeRunConfig
@@ -26,11 +26,11 @@ from pipeline.latents.rows import LATENT_ROWS
 from pipeline.messages import Lease
 from pipeline.outcomes import split_superseded
 from pipeline.plan_store import OutcomeRef, read_items
-from pipeline.sink import FrameSink
+from pipeline.sink import FrameSink, WriterCrashedError
 from pipeline.storage import Storage
 from pipeline.types import Frames, Rejection, ShardSummary
 from pipeline.video_writer import VideoFormat, encode_video
-from pipeline.videos.record import VIDEO_FOLDER, VideoRecord, commit_videos
+from pipeline.videos.record import VIDEO_FOLDER, VideoRecord, commit_videos, done_path, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,8 @@ class DecodeSpec:
     """What decoding must know of the run."""
 
     config: DecodeRunConfig
+    storage: Storage
+    """The driver's: it knows what the store guarantees, for all alike."""
     recipe: str
     superseded: frozenset[OutcomeRef]
     frame_budget_bytes: int
@@ -88,17 +90,20 @@ class DecodeWorker:
     """Decodes shards of latents to videos. Implements ``actors.Worker``."""
 
     def __init__(self, spec: DecodeSpec, meter: Meter) -> None:
-        output = spec.config.output
         self.spec = spec
         self.meter = meter
-        self.storage = Storage(output.uri, output.storage_options)
-        self.storage.find_out_guarantees()
+        self.storage = spec.storage
         self.engine = spec.make_engine()
         self.memory = MemoryLadder(self.engine.tighten, self.engine.is_out_of_memory)
 
     @contextlib.contextmanager
-    def open(self, lease: Lease) -> Iterator[DecodeJob]:
+    def open(self, lease: Lease) -> Iterator[DecodeJob | CommittedJob]:
         """As ``Worker.open``: the shard's latents are read ahead."""
+        shard = lease.shard
+        path = done_path(shard.bucket_key, shard.index, shard.shard_id)
+        if lease.is_again and self.storage.exists(path):
+            yield CommittedJob(read_record(self.storage, path)[0])
+            return
         source = self.spec.config.input
         items = read_items(self.storage, lease.shard, LATENT_ROWS)
         own, others = split_superseded(lease.shard, items, self.spec.superseded)
@@ -234,11 +239,11 @@ class DecodeJob:
 
 
 def _wait_written(task: ObjectRef) -> VideoRecord | TerminalError:
-    """Raises: WorkerCrashedError: the writer died; more than twice with one clip, and the clip is to blame."""
+    """Raises: WriterCrashedError: the writer died, of the clip or by a kill from outside, which Ray does not tell."""
     try:
         written: VideoRecord | TerminalError = ray.get(task)
         return written
-    except WorkerCrashedError:
-        raise
+    except WorkerCrashedError as error:
+        raise WriterCrashedError(str(error)) from None
     except (*LOST_TASK, RayTaskError) as error:
         raise as_own_error(error) from None

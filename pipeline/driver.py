@@ -22,7 +22,7 @@ from pipeline import failpoints
 from pipeline.account import Account, ExitCode
 from pipeline.actors import ActorSpec, probe_batch
 from pipeline.admission import check_guarantees, check_output, check_recipe, check_settings
-from pipeline.cluster import ClusterSession, count_actors, plan_actors, stop_grace_s, stop_on_signals
+from pipeline.cluster import ClusterSession, count_actors, plan_actors, shared_paths, stop_grace_s, stop_on_signals
 from pipeline.errors import ENDS_THE_RUN, ConfigError, PipelineError, RunRefusedError, StoppedError, TransientError
 from pipeline.messages import CapacityChanged, End, Event, GiveUp, Settle, StopAsked, Tick
 from pipeline.outcomes import read_to_look_at_again
@@ -42,9 +42,17 @@ MAX_UNEXPECTED = 10
 """Items quarantined for ``UNEXPECTED`` reasons before the run stops: the code is broken, not the items."""
 UNEXPECTED = {"unexpected", "crashed_actor", "hung_actor"}
 PROBE_TRIES = 3
+STOPPED_PLANNING = "stopped while planning; the same command resumes"
 _POLL_S = 0.5
 _COUNT_EVERY_S = 5.0
 """How often the cluster is asked for new places."""
+
+
+def check_generations(work: Work, generations: list[Generation]) -> None:
+    """Make sure that a plan is this work's own. Raises: RunRefusedError: it was made for another work, recipe or settings."""
+    check_output(work.storage, generations, work.name)
+    check_recipe(work.storage, generations, work.recipe)
+    check_settings(work.storage, generations, work.config)
 
 
 def run_work(work: Work) -> ExitCode:
@@ -55,9 +63,7 @@ def run_work(work: Work) -> ExitCode:
     """
     storage, control = work.storage, work.config.run
     generations = read_generations(storage)
-    check_output(storage, generations, work.name)
-    check_recipe(storage, generations, work.recipe)
-    check_settings(storage, generations, work.config)
+    check_generations(work, generations)
     refuse_second_run(storage, takeover=control.takeover)
     check_guarantees(storage)
     account = Account()
@@ -128,6 +134,8 @@ class Run:
 
         def on_probed(files: list[ProbedFile], total: int) -> None:
             nonlocal probed
+            if self.stop.is_set():
+                raise StoppedError(STOPPED_PLANNING)
             probed += len(files)
             progress.probed(probed, total)
             for error in (file.error for file in files if file.error is not None):
@@ -141,6 +149,7 @@ class Run:
                 raise ConfigError(f"input.uri {self.work.config.input.uri}: there is nothing to {self.work.name}")
             logger.info("nothing new in the input")
             return []
+        check_generations(self.work, [added])  # it may be another driver's, which was first
         logger.info(
             "planned generation=%d clips=%d shards=%d quarantined=%d filtered=%d",
             added.number,
@@ -156,7 +165,8 @@ class Run:
         config = self.work.config
         resources = plan_actors(config)
         logger.info("actors=%d device=%s threads=%s", resources.actors, resources.device, resources.threads)
-        spec = ActorSpec(make_worker=self.work.worker(generations, resources), log_level=config.run.log_level)
+        make_worker = self.work.worker(generations, resources)
+        spec = ActorSpec(make_worker=make_worker, log_level=config.run.log_level, shared=shared_paths(config))
         limits = Limits(
             max_attempts=config.work.max_attempts,
             batch_s=config.work.batch_timeout_s,
@@ -283,7 +293,7 @@ def _probe_batches(
             running[task] = position
         done, _ = ray.wait(list(running), timeout=_POLL_S)
         if stop.is_set():
-            raise StoppedError("stopped while planning; the same command resumes")
+            raise StoppedError(STOPPED_PLANNING)
         for task in done:
             position = running.pop(task)
             try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pipeline.account import Account
 from pipeline.actors import Meter
 from pipeline.clip_planning import ClipPlanner
-from pipeline.cluster import ActorResources
+from pipeline.cluster import ActorResources, shared_paths
 from pipeline.committed import ENCODED
 from pipeline.config import RunConfig
 from pipeline.dataset.manifest import read_manifest
@@ -82,10 +82,12 @@ class EncodeWork:
     def worker(self, generations: list[Generation], resources: ActorResources) -> Callable[[Meter], EncodeWorker]:
         spec = EncodeSpec(
             config=self.config,
+            storage=self.storage,
             recipe=self.recipe.fingerprint,
             columns=generations[0].columns,
             superseded=read_superseded(self.storage, generations),
             frame_budget_bytes=resources.frame_budget_bytes,
+            shared=shared_paths(self.config),
             make_engine=functools.partial(
                 self.make_engine, self.config, self.model.fingerprint, resources.device, resources.threads
             ),

@@ -7,6 +7,7 @@ import errno
 import functools
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +19,14 @@ import xxhash
 from ray import ObjectRef
 
 from pipeline import failpoints
-from pipeline.actors import Meter, get_result
+from pipeline.actors import CommittedJob, Meter, get_result
 from pipeline.batching import MemoryLadder
+from pipeline.black_box import scratch_path
+from pipeline.cluster import missing_paths
 from pipeline.commit import commit_shard
 from pipeline.config import DecodeConfig, InputConfig, RunConfig
 from pipeline.dataset.schema import build_schema
-from pipeline.dataset.writer import ShardWriter
+from pipeline.dataset.writer import ShardWriter, read_summary, shard_path
 from pipeline.decoder_process import DecoderProcess
 from pipeline.engine import Engine
 from pipeline.errors import TerminalError, TransientError
@@ -44,6 +47,8 @@ from pipeline.types import Clip, DecodedClip, Rejection, ShardSummary
 logger = logging.getLogger(__name__)
 
 _HASH_BLOCK_BYTES = 4 << 20
+_BLIND_NODE_S = 10.0
+"""A node without the shared disk keeps a task for so long: one that fails at once would draw all others to itself."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -61,14 +66,28 @@ def probe_videos(limits: DecodeConfig, source: InputConfig, items: list[SourceIt
 
 
 @ray.remote(num_cpus=1, max_retries=0)
-def decode_videos(clips: list[Clip], limits: DecodeConfig, options: dict[str, Any]) -> Decoded | tuple[Decoded, ...]:
-    """Decode clips of one video, or of neighbours in a tar. Returns one result a clip; alone, if there is but one clip."""
+def decode_videos(
+    clips: list[Clip], limits: DecodeConfig, options: dict[str, Any], shared: tuple[str, ...]
+) -> Decoded | tuple[Decoded, ...]:
+    """Decode clips of one video, or of neighbours in a tar. Returns one result a clip; alone, if there is but one clip.
+
+    Args:
+        shared: paths that this node must see to know whether a file is there.
+
+    Raises:
+        TransientError: the store does not deliver, or this node does not see what it should.
+    """
     results: list[Decoded] = []
     try:
         with fetch_videos(clips, options, tempfile.gettempdir()) as videos:
             for path, its_clips in videos:
                 results += _decode_video(path, its_clips, limits)
     except TerminalError as error:
+        if error.reason == "not_found" and (missing := missing_paths(shared)):
+            time.sleep(_BLIND_NODE_S)
+            raise TransientError(
+                f"{error.detail}, and this node does not see {', '.join(missing)}, which all nodes must share"
+            ) from error
         results = [error for _ in clips]
     return tuple(results) if len(clips) > 1 else results[0]
 
@@ -98,11 +117,15 @@ class EncodeSpec:
     """What encoding must know of the run."""
 
     config: RunConfig
+    storage: Storage
+    """The driver's: it knows what the store guarantees, for all alike."""
     recipe: str
     columns: pa.Schema
     """Types of the columns that pass through."""
     superseded: frozenset[OutcomeRef]
     frame_budget_bytes: int
+    shared: tuple[str, ...]
+    """Paths that every node must see."""
     make_engine: Callable[[], Engine]
 
 
@@ -113,18 +136,22 @@ class EncodeWorker:
         output = spec.config.output
         self.spec = spec
         self.meter = meter
-        self.storage = Storage(output.uri, output.storage_options)
-        self.storage.find_out_guarantees()
+        self.storage = spec.storage
         self.engine = spec.make_engine()
         self.memory = MemoryLadder(self.engine.tighten, self.engine.is_out_of_memory)
         self.schema = build_schema(logvar=output.logvar, first_frame=output.first_frame, passthrough=spec.columns)
         self._feed = DecodeFeed(self._start_decoding, get_result, spec.frame_budget_bytes)
 
     @contextlib.contextmanager
-    def open(self, lease: Lease) -> Iterator[EncodeJob]:
+    def open(self, lease: Lease) -> Iterator[EncodeJob | CommittedJob]:
         """As ``Worker.open``: the decoding of the shard's videos begins."""
-        # No folder of its own: an actor ends by being killed, and would leave it.
-        spool = Path(tempfile.gettempdir()) / f"latents-{lease.attempt_id}.parquet"
+        shard = lease.shard
+        path = shard_path(shard.bucket_key, shard.index, shard.shard_id)
+        if lease.is_again and self.storage.exists(path):
+            yield CommittedJob(read_summary(self.storage, path))
+            return
+        # An actor may end by being killed: then whoever opens its box removes this.
+        spool = scratch_path(self.meter.box, f"{lease.attempt_id}.parquet")
         try:
             clips = read_items(self.storage, lease.shard, CLIP_ROWS)
             own, others = split_superseded(lease.shard, clips, self.spec.superseded)
@@ -141,7 +168,7 @@ class EncodeWorker:
     def _start_decoding(self, clips: list[Clip]) -> list[ObjectRef]:
         config = self.spec.config
         task = decode_videos.options(num_returns=len(clips))
-        refs = task.remote(clips, config.decode, config.input.storage_options)
+        refs = task.remote(clips, config.decode, config.input.storage_options, self.spec.shared)
         return refs if isinstance(refs, list) else [refs]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from pipeline.types import Clip, DecodedClip
 logger = logging.getLogger(__name__)
 
 DECODE_ATTEMPTS = 3
+RETRY_PAUSES_S = (1.0, 10.0)
+"""Before each further attempt after a fault of the surroundings, which may pass."""
 # The budget holds so many jobs at least, if they are of several clips.
 _JOBS_OF_A_VIDEO = 4
 _JOBS_OF_A_TAR = 16
@@ -61,6 +64,7 @@ class DecodeFeed:
     start: Callable[[list[Clip]], Sequence[Any]]
     fetch: Callable[[Any], Decoded]
     budget_bytes: int
+    sleep: Callable[[float], None] = time.sleep
     _waiting: deque[VideoJob] = field(default_factory=deque)
     _held_bytes: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -139,6 +143,8 @@ class DecodeOrder:
                     return TerminalError.unexpected("decode", error)
                 uri = job.clips[position].clip.uri
                 logger.warning("decode retry uri=%s attempt=%d error=%s", uri, attempt, error)
+                if isinstance(error, TransientError):
+                    self._feed.sleep(RETRY_PAUSES_S[attempt - 1])
                 # Again without its neighbours, so that none is charged with what another does.
                 again = [index for index, planned in enumerate(job.clips) if planned.clip.uri == uri]
                 handles = self._feed.start([job.clips[index].clip for index in again])

@@ -113,7 +113,7 @@ def read_input_range(uri: str, options: dict[str, Any] | None, offset: int, leng
 
     Raises:
         TerminalError: as ``stat_input``; or the file has another version.
-        TransientError: the store does not deliver them; a local file that became shorter is an ``OSError``.
+        TransientError: the store or the disk does not deliver them.
     """
     with _as_terminal(uri):
         fs, path = open_filesystem(uri, options)
@@ -140,7 +140,7 @@ def fetch_input(uri: str, options: dict[str, Any] | None, folder: str | Path) ->
 
     Raises:
         TerminalError: the file does not exist or may not be read.
-        TransientError: the store does not deliver it.
+        TransientError: the store or the disk does not deliver it.
     """
     with _as_terminal(uri):
         fs, path = open_filesystem(uri, options)
@@ -182,9 +182,10 @@ def _as_terminal(uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         _raise_for_surroundings(uri, error)
-        may_pass = is_transient(error) and getattr(error, "errno", None) not in _OF_THE_FILE
-        if may_pass or (isinstance(error, PipelineError) and not isinstance(error, ConfigError)):
+        if isinstance(error, PipelineError) and not isinstance(error, ConfigError):
             raise
+        if is_transient(error) and getattr(error, "errno", None) not in _OF_THE_FILE:
+            raise TransientError(f"{uri}: cannot be read now: {type(error).__name__}: {error}") from error
         raise TerminalError("fetch", "unreadable", f"{uri}: cannot be read: {type(error).__name__}: {error}") from error
 
 

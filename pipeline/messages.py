@@ -50,6 +50,8 @@ class Lease:
     attempt: int
     """1 for the first try; counts only failures that the shard is charged for."""
     caution: Caution = field(default_factory=Caution)
+    is_again: bool = False
+    """An earlier attempt failed or was lost; it may have committed the shard all the same."""
     attempt_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 

@@ -61,7 +61,8 @@ class Planner(ABC, Generic[Found, Item]):
     recipe: Recipe
     probe: ProbeBatches[Found]
     on_probed: Callable[[list[Found], int], None]
-    """Told what was found since the last call, and how many files there are to look at so far."""
+    """Told what was found since the last call, and how many files there are to look at so far; once more, of nothing,
+    before the plan is published. What it raises ends the planning."""
     _num_asked: int = field(default=0, init=False)
 
     @property
@@ -164,6 +165,7 @@ class Planner(ABC, Generic[Found, Item]):
                     spool.add(planned)
             writer.fix_columns(types.schema())
             self._add_shards(spool, writer)
+        self.on_probed([], self._num_asked)
         return writer.publish(self.recipe, self.config.plan_settings(), superseded=superseded)
 
     def _add_shards(self, spool: ItemSpool[Item], writer: GenerationWriter[Item]) -> None:

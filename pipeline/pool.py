@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.actors import ActorSpec, Birth, Progress, VaeActor, open_black_box
@@ -56,8 +56,11 @@ class _Slot:
 
     number: int
     handle: Any
+    nodes: frozenset[str]
+    """Those that lived when it was asked for. It is on one of them, or on a later one."""
     birth: Birth | None = None
-    is_asked: bool = False
+    is_asked: bool = True
+    """For its birth first, then for its progress."""
     progress: Progress = field(default_factory=Progress)
     error: str = ""
     """Why it is no more."""
@@ -141,7 +144,7 @@ class ActorPool:
         actor: Any = VaeActor  # made an actor class by its decorator
         # Actors without a GPU ask for nothing, and would all start on one node.
         handle = actor.options(num_gpus=self._resources.num_gpus, scheduling_strategy="SPREAD").remote(self._spec)
-        self._slots[number] = slot = _Slot(number, handle)
+        self._slots[number] = slot = _Slot(number, handle, _living_nodes())
         self._expect(slot, "birth", handle.ready.remote())
 
     def _expect(
@@ -156,9 +159,12 @@ class ActorPool:
             return
         self._next_beat = now + max(_BEAT_S, len(self._slots) / _BEATS_PER_S)
         for slot in self._slots.values():
-            if slot.birth is not None and not slot.is_asked:
+            if not slot.is_asked:
                 slot.is_asked = True
-                self._expect(slot, "beat", slot.handle.progress.remote())
+                if slot.birth is None:
+                    self._expect(slot, "birth", slot.handle.ready.remote())
+                else:
+                    self._expect(slot, "beat", slot.handle.progress.remote())
 
     def _take(self, answer: _Answer) -> None:
         slot, error = answer.slot, answer.future.exception()
@@ -166,11 +172,17 @@ class ActorPool:
             self._conclude_autopsy(slot, answer.future)
         elif slot.number not in self._slots:
             return  # lost meanwhile, with all that it had
+        elif answer.kind == "birth" and isinstance(error, ActorUnavailableError):
+            slot.is_asked = False  # Ray cannot tell yet whether it is the process or its node
+        elif isinstance(error, RayTaskError) and answer.kind == "birth" and isinstance(error.cause, ENDS_THE_RUN):
+            raise error.cause
         elif isinstance(error, _ACTOR_LOST) or (error is not None and answer.kind == "birth"):
             is_gone_with_node = isinstance(error, NodeDiedError) or getattr(error, "preempted", False)
+            if answer.kind == "birth" and not getattr(error, "actor_init_failed", False):
+                is_gone_with_node |= not slot.nodes <= _living_nodes()  # Ray does not say which was its own
             self._bury(slot, f"{type(error).__name__}: {error}", "lost" if is_gone_with_node else "killed")
         elif answer.kind == "birth":
-            slot.birth = answer.future.result()
+            slot.birth, slot.is_asked = answer.future.result(), False
             logger.info("actor ready actor=%d pid=%d", slot.number, slot.birth.pid)
             self._events.append(ActorReady(actor=slot.number))
         elif answer.kind == "beat":
@@ -241,6 +253,10 @@ class ActorPool:
             f"\n{box.trace}" if box and box.trace else "",
         )
         self._events.append(ActorLost(actor=slot.number, fault=fault, error=slot.error, at_work=at_work))
+
+
+def _living_nodes() -> frozenset[str]:
+    return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
 
 
 def _add(total: Progress, part: Progress) -> None:

@@ -53,8 +53,12 @@ MAX_UNCHARGED = 50
 MAX_GIVEN_UP = 10
 """Shards given up before the run stops: something is wrong with all of them."""
 MAX_START_FAILURES = 3
-"""Actors that may die while loading the model, one after another, before a run that has no other ends."""
+"""Actors that may die while loading the model, one after another and with none beside them, before the run ends."""
+MAX_LOST_STARTS = 50
+"""Times in a row that all actors may go away with their nodes before one is ready."""
 LONGEST_BACKOFF_S = 60.0
+LONGEST_START_BACKOFF_S = 600.0
+"""Between tries of a place where no actor gets ready, while others work: a GPU that is broken, or another job's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +132,7 @@ class Schedule:
         self._actors: dict[int, _Actor] = {}
         self._capacity = 0
         self._numbers = itertools.count()
-        self._start_failures = 0
+        self._start_failures = self._lost_starts = 0
         self._start_after = 0.0
         self._given_up = 0
         self._settled, self._settled_s = 0, 0.0
@@ -157,7 +161,7 @@ class Schedule:
             case ShardFailed():
                 self._fail(event)
             case ActorReady(actor=number):
-                self._start_failures = 0
+                self._start_failures = self._lost_starts = 0
                 served = actor = self._actors[number]
                 actor.is_ready, actor.answered_at = True, self._clock()
             case ActorFailedToStart():
@@ -165,6 +169,8 @@ class Schedule:
             case ActorLost():
                 self._lose(event)
             case CapacityChanged(actors=actors):
+                if actors > self._capacity:
+                    self._start_after = self._clock()  # the new places are not to blame for the old ones
                 self._capacity = actors
             case StopAsked():
                 self._stop()
@@ -215,18 +221,25 @@ class Schedule:
             self._kill(actor, f"a fresh one after: {event.error}")
 
     def _fail_to_start(self, event: ActorFailedToStart) -> None:
-        doom = self._actors.pop(event.actor).doom
-        if not (event.is_charged if doom is None else doom == "slow start"):
-            self._start_after = self._clock() + 1.0
-            return
-        self._start_failures += 1
-        self._start_after = self._clock() + min(LONGEST_BACKOFF_S, 2.0**self._start_failures)
-        is_anyone_ready = any(actor.is_ready and actor.doom is None for actor in self._actors.values())
-        if self._start_failures >= MAX_START_FAILURES and not is_anyone_ready:  # else it is one place that is bad, not all
-            self._fatal = f"{self._start_failures} VAE actors in a row died while starting, the last by: {event.error}"
+        """An actor beside it that works, or may yet, shows that the place is bad and the run is not."""
+        doom, now = self._actors.pop(event.actor).doom, self._clock()
+        is_slow = doom == "slow start"  # its successor is on the way already, and proves nothing yet
+        is_alone = not any(actor.doom is None and (actor.is_ready or not is_slow) for actor in self._actors.values())
+        if event.is_charged if doom is None else is_slow:
+            self._start_failures += 1
+            self._start_after = now + min(LONGEST_START_BACKOFF_S, 2.0 ** min(self._start_failures, 20))
+            if is_alone and self._start_failures >= MAX_START_FAILURES:
+                self._fatal = f"{self._start_failures} VAE actors in a row died while starting, the last by: {event.error}"
+        elif doom is None:
+            if now >= self._start_after:  # else it is the same storm, which may take many
+                self._start_after = now + min(LONGEST_BACKOFF_S, 2.0 ** min(self._lost_starts, 20))
+                self._lost_starts += 1
+            if is_alone and self._lost_starts >= MAX_LOST_STARTS:
+                self._fatal = f"all VAE actors were lost while starting, {self._lost_starts} times in a row: {event.error}"
 
     def _lose(self, event: ActorLost) -> None:
         actor = self._actors.pop(event.actor)
+        self._start_failures, self._start_after = 0, min(self._start_after, self._clock())  # its place was a good one
         fault = event.fault
         if fault != "lost" and actor.doom is not None:
             fault = "hung" if actor.doom == "hung" else "lost"
@@ -349,8 +362,9 @@ class Schedule:
             shard = straggler
         else:
             return
+        is_again = shard.shard_id in self._trouble
         trouble = self._trouble.get(shard.shard_id, Trouble())
-        lease = Lease(shard=shard, attempt=trouble.charged + 1, caution=trouble.caution())
+        lease = Lease(shard=shard, attempt=trouble.charged + 1, caution=trouble.caution(), is_again=is_again)
         if not actor.leases:
             actor.moved_at = self._clock()
         actor.leases[lease.attempt_id] = lease

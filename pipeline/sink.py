@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from pipeline.errors import ENDS_THE_RUN, TerminalError, TransientError
+from pipeline.errors import ENDS_THE_RUN, PipelineError, TerminalError, TransientError
 from pipeline.types import Frames
 
 logger = logging.getLogger(__name__)
 
 WRITE_ATTEMPTS = 3
+CRASHES = 10
+"""Of writers over one clip, which prove its guilt. As for actors, one alone proves little: it may be a kill from outside."""
+_LONGEST_PAUSE_S = 30.0
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class WriterCrashedError(PipelineError):
+    """A writer died, of its clip or by a kill from outside."""
 
 
 @dataclass(slots=True)
@@ -37,7 +45,7 @@ class FrameSink(Generic[Item, Result]):
     Args:
         put: gives frames to whoever writes them, and returns their handle.
         wait: waits for a task's result. What it raises is tried again; if it is no ``TransientError``, the clip is to
-            blame in the end.
+            blame in the end: of a ``WriterCrashedError`` only after many, with pauses.
         cancel: gives a task up.
         budget_bytes: of frames under way. One clip is always taken, however large.
     """
@@ -46,6 +54,7 @@ class FrameSink(Generic[Item, Result]):
     wait: Callable[[Any], Result | TerminalError]
     cancel: Callable[[Any], None]
     budget_bytes: int
+    sleep: Callable[[float], None] = time.sleep
     _writing: deque[_Writing[Item]] = field(default_factory=deque)
     _done: list[tuple[Item, Result | TerminalError]] = field(default_factory=list)
     _held_bytes: int = 0
@@ -83,16 +92,23 @@ class FrameSink(Generic[Item, Result]):
         self._held_bytes -= writing.size_bytes
 
     def _result(self, writing: _Writing[Item]) -> Result | TerminalError:
-        for attempt in range(1, WRITE_ATTEMPTS + 1):
+        failures = crashes = 0
+        while True:
             try:
                 return self.wait(writing.task)
             except ENDS_THE_RUN:
                 raise
+            except WriterCrashedError as error:
+                crashes += 1
+                logger.warning("writer crashed crashes=%d error=%s", crashes, error)
+                if crashes == CRASHES:
+                    return TerminalError.unexpected("write", error)
+                self.sleep(min(_LONGEST_PAUSE_S, 2.0 ** (crashes - 1)))
             except Exception as error:
-                if attempt == WRITE_ATTEMPTS:
+                failures += 1
+                if failures == WRITE_ATTEMPTS:
                     if isinstance(error, TransientError):
                         raise
                     return TerminalError.unexpected("write", error)
-                logger.warning("write retry attempt=%d error=%s", attempt, error)
-                writing.task = writing.start(writing.frames)
-        raise AssertionError("unreachable")
+                logger.warning("write retry attempt=%d error=%s", failures, error)
+            writing.task = writing.start(writing.frames)

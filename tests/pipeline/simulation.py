@@ -110,8 +110,11 @@ class SimCluster:
                 self.given_up[shard.shard_id] = error
                 tries = self.tries[shard.shard_id]
                 assert self.charged[shard.shard_id] >= self.limits.max_attempts or tries >= MAX_UNCHARGED
-            case End():
+            case End(error=error):
                 self.end = command
+                if error is not None and "starting" in error:
+                    working = [actor for actor in self.actors.values() if actor.is_ready and not actor.killed_for]
+                    assert not working, "a place that works keeps a run alive"
 
     def _decide(self, shard_id: str) -> None:
         assert shard_id not in self.settled.keys() | self.given_up.keys()
@@ -128,6 +131,7 @@ class SimCluster:
         if lease.caution.is_careful or any(other.caution.is_careful for other in actor.leases):
             assert not actor.leases, "a careful lease is alone"
         self.check_blame(lease)
+        assert not (lease.is_again and not self.tries[shard_id]), "a first attempt finds nothing committed"
         self.tries[shard_id] += 1
         assert self.tries[shard_id] <= self.limits.max_attempts + 3 * MAX_UNCHARGED
         actor.leases.append(lease)

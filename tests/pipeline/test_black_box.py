@@ -15,9 +15,10 @@ from pipeline.messages import AtWork
 _DIES = """
 import os, sys
 from pathlib import Path
-from pipeline.black_box import BlackBox
+from pipeline.black_box import BlackBox, scratch_path
 from pipeline.messages import AtWork
 box = BlackBox(Path(sys.argv[1]))
+scratch_path(box.path, "second.parquet").touch()
 box.note(AtWork(attempt_id="first", clips=("a", "a longer name")))
 box.note(AtWork(attempt_id="second", clips=("b",)))
 os.kill(os.getpid(), int(sys.argv[2]))

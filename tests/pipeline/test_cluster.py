@@ -64,7 +64,7 @@ def node_id(name: str) -> str:
 
 def use(monkeypatch: pytest.MonkeyPatch, fake: FakeRay) -> None:
     monkeypatch.setattr(cluster, "ray", fake)
-    monkeypatch.setattr(cluster, "_missing_paths", SimpleNamespace(options=fake.missing))
+    monkeypatch.setattr(cluster, "_look_for", SimpleNamespace(options=fake.missing))
 
 
 def test_a_node_that_does_not_see_a_local_path_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import TerminalError, TransientError
-from pipeline.feed import DECODE_ATTEMPTS, Decoded, DecodeFeed, DecodeOrder
+from pipeline.feed import DECODE_ATTEMPTS, RETRY_PAUSES_S, Decoded, DecodeFeed, DecodeOrder
 from pipeline.plan import PlannedClip
 from pipeline.types import Clip, DecodedClip
 from tests.pipeline.fakes import SMALL, make_clip
@@ -41,6 +41,7 @@ class FakeDecoder:
     """What fetching a clip of this video raises."""
     live: weakref.WeakSet[Handle] = field(default_factory=weakref.WeakSet)
     started: list[list[str]] = field(default_factory=list)
+    slept: list[float] = field(default_factory=list)
     most_bytes: int = 0
     over_budget: bool = False
 
@@ -66,7 +67,7 @@ class FakeDecoder:
         return sum(handle.clip.bucket.frame_bytes for handle in list(self.live))
 
     def feed(self) -> DecodeFeed:
-        return DecodeFeed(self.start, self.fetch, self.budget_bytes)
+        return DecodeFeed(self.start, self.fetch, self.budget_bytes, self.slept.append)
 
 
 @pytest.fixture
@@ -224,6 +225,7 @@ def test_lost_decoding_is_started_again() -> None:
     clips = make_clips(1, 2, 1)
     assert take(decoder.feed().order(clips)) == ids(clips)
     assert decoder.started.count(ids(clips)[1:3]) == DECODE_ATTEMPTS
+    assert decoder.slept == list(RETRY_PAUSES_S)
     gc.collect()  # the fake's error and its frame hold each other
     assert decoder.held_bytes == 0
 
@@ -252,6 +254,7 @@ def test_unexpected_error_is_tried_again_and_then_blamed_on_its_clip_alone() -> 
     assert isinstance(results[1], TerminalError)
     assert (results[1].reason, "RuntimeError: bug" in results[1].detail) == ("unexpected", True)
     assert len(decoder.started) == 2 + DECODE_ATTEMPTS
+    assert decoder.slept == []
 
 
 def test_orders_come_while_others_are_taken() -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import aiohttp
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError, TerminalError, TransientError
 from pipeline.inputs import fetch_input, list_inputs, read_input, stat_input
@@ -186,6 +187,19 @@ def test_machine_without_room_for_a_copy_blames_no_file(flaky: type[FlakyFileSys
     flaky.faults += [Fault("info"), Fault("get_file", OSError(errno.ENOSPC, "No space left on device"))]
     with pytest.raises(TransientError, match="no room on this machine for its copy"), fetch_input("flaky://in/a", None, tmp_path):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ETIMEDOUT])
+def test_a_disk_that_fails_for_a_while_blames_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    (tmp_path / "a.mp4").write_text("0")
+
+    def fail(self: LocalFileSystem, path: str, **rest: object) -> None:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(LocalFileSystem, "info", fail)
+    for call in (stat_input, read_input, lambda uri: fetch_input(uri, None, tmp_path).__enter__()):
+        with pytest.raises(TransientError, match=f"a.mp4: cannot be read now: .*{os.strerror(number)}"):
+            call(str(tmp_path / "a.mp4"))
 
 
 @pytest.mark.timeout(10)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pipeline.messages import ActorLost, ActorReady, CapacityChanged, Fault, Heartbeat, StopAsked, Tick
-from pipeline.schedule import MAX_GIVEN_UP, MAX_START_FAILURES, MAX_UNCHARGED, Limits, Schedule
+from pipeline.schedule import MAX_GIVEN_UP, MAX_LOST_STARTS, MAX_START_FAILURES, MAX_UNCHARGED, Limits, Schedule
 from tests.pipeline.fakes import make_shard_ref
 from tests.pipeline.simulation import CLIPS_PER_SHARD, SimCluster, make_cluster
 
@@ -78,7 +78,8 @@ def test_an_actor_that_fails_twice_in_a_row_or_has_no_memory_left_is_replaced() 
     cluster.fail(number, "exhausted")
     assert cluster.actors[number].killed_for == "a fresh one after: exhausted"
     cluster.run_to_end()
-    assert cluster.settled[make_shard_ref(0).shard_id].attempt == 2
+    lease = cluster.settled[make_shard_ref(0).shard_id]
+    assert (lease.attempt, lease.is_again) == (2, True)
 
 
 def test_after_a_transient_failure_a_shard_waits_longer_each_time() -> None:
@@ -283,7 +284,7 @@ def test_an_actor_that_never_gets_ready_is_a_failed_start_and_one_that_lost_its_
     cluster.tell(CapacityChanged(actors=1))
     for _ in range(2 * MAX_START_FAILURES):
         cluster.start(next(iter(cluster.actors)), ok=False, charged=False)
-        cluster.wait(10)
+        cluster.wait(70)
     assert cluster.end is None
     for _ in range(MAX_START_FAILURES):
         cluster.wait(3700)
@@ -291,6 +292,61 @@ def test_an_actor_that_never_gets_ready_is_a_failed_start_and_one_that_lost_its_
         cluster.wait(10)
     assert cluster.end is not None
     assert cluster.end.error is not None
+
+
+@pytest.mark.parametrize("how", ["dies", "waits"])
+def test_a_place_where_no_actor_gets_ready_is_tried_ever_more_rarely_and_the_others_go_on(how: str) -> None:
+    cluster = SimCluster(50)
+    cluster.tell(CapacityChanged(actors=3))
+    good = list(cluster.actors)[:2]
+    for number in good:
+        cluster.start(number)
+    for _ in range(100):
+        cluster.bury()
+        for number in [number for number, actor in cluster.actors.items() if not actor.is_ready]:
+            if how == "dies":
+                cluster.start(number, ok=False)
+        for number in good:
+            cluster.actors[number].step += 1
+        cluster.wait(200)
+    assert cluster.end is None
+    assert [number for number, actor in cluster.actors.items() if actor.is_ready] == good
+    assert cluster.starts <= 3 + (20000 / 600 + 10 if how == "dies" else 20000 / 3600)
+    assert cluster.run_to_end().error is None
+    assert len(cluster.settled) == 50
+
+
+def test_while_a_place_is_bad_an_actor_that_dies_elsewhere_is_replaced_at_once() -> None:
+    cluster = SimCluster(50)
+    cluster.tell(CapacityChanged(actors=2))
+    first, bad = cluster.actors
+    cluster.start(first)
+    for _ in range(6):
+        cluster.start(bad, ok=False)
+        cluster.wait(100)
+        bad = max(cluster.actors)
+    cluster.start(bad, ok=False)
+    cluster.lose(first, "crashed")
+    fresh = list(cluster.actors)
+    assert len(fresh) == 2  # nobody can say which of them gets the good place
+    cluster.start(fresh[0], ok=False)
+    assert cluster.end is None
+    cluster.start(fresh[1])
+    assert cluster.run_to_end().error is None
+
+
+def test_a_run_whose_nodes_all_go_before_an_actor_is_ready_ends_after_many_storms() -> None:
+    cluster = SimCluster(8)
+    cluster.tell(CapacityChanged(actors=4))
+    storms = 0
+    while cluster.end is None:
+        storms += bool(cluster.actors)
+        for number in list(cluster.actors):
+            cluster.start(number, ok=False, charged=False)
+        cluster.wait(10)
+    assert storms == MAX_LOST_STARTS
+    assert cluster.now > 60 * (MAX_LOST_STARTS - 10)
+    assert cluster.end.error == f"all VAE actors were lost while starting, {MAX_LOST_STARTS} times in a row: no weights"
 
 
 def test_actors_come_with_the_cluster_and_are_never_more_than_shards() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import TerminalError, TransientError
-from pipeline.sink import WRITE_ATTEMPTS, FrameSink
+from pipeline.sink import CRASHES, WRITE_ATTEMPTS, FrameSink, WriterCrashedError
 from pipeline.types import Frames
 
 CLIP_BYTES = 2 * 4 * 4 * 3
@@ -83,6 +83,25 @@ def test_a_clip_whose_writer_fails_each_time_is_to_blame() -> None:
     ((item, blamed),) = sink.finish()
     assert isinstance(blamed, TerminalError)
     assert (item, blamed.stage, blamed.reason) == ("clip", "write", "unexpected")
+
+
+@pytest.mark.parametrize(("crashes", "is_blamed"), [(CRASHES - 1, False), (CRASHES, True)])
+def test_writers_that_die_over_a_clip_are_replaced_for_long_before_it_is_blamed(crashes: int, is_blamed: bool) -> None:
+    writers, slept, left = Writers(), list[float](), [crashes]
+
+    def wait(task: int) -> str:
+        if left[0]:
+            left[0] -= 1
+            raise WriterCrashedError("SIGKILL, or a fault of its own")
+        return writers.wait(task)
+
+    sink: FrameSink[str, str] = FrameSink(
+        put=lambda frames: frames, wait=wait, cancel=lambda task: None, budget_bytes=100 * CLIP_BYTES, sleep=slept.append
+    )
+    sink.add("clip", make_frames(0), writers.start)
+    ((_, result),) = sink.finish()
+    assert isinstance(result, TerminalError) == is_blamed
+    assert slept == [1, 2, 4, 8, 16, 30, 30, 30, 30]
 
 
 def test_what_is_under_way_is_given_up_on_closing() -> None:
