@@ -232,3 +232,27 @@ def test_gradients_pass_through_a_stream() -> None:
         decode(leaf).square().sum().backward()
         grads.append(leaf.grad)
     assert relative_error(*grads) < EXACT
+
+
+def test_a_stream_that_begins_without_gradients_goes_on_without() -> None:
+    vae = make_tiny(torch.float64)
+    z = torch.randn(1, 4, 5, 1, 2, dtype=torch.float64)
+    expected = vae.decode(z).sample.detach()
+    stream = vae.decode_stream(z)
+    with torch.no_grad():
+        first = next(stream)
+    rest = torch.cat(list(stream), dim=2)
+    assert not rest.requires_grad
+    assert relative_error(torch.cat([first, rest], dim=2), expected) < EXACT
+
+
+def test_a_later_piece_that_requires_gradients_is_refused() -> None:
+    vae = make_tiny().requires_grad_(False)
+    pieces = torch.randn(1, 4, 3, 1, 2), torch.randn(1, 4, 2, 1, 2, requires_grad=True)
+    stream = vae.decode_stream(pieces)
+    next(stream)
+    with pytest.raises(ValueError, match=r"decode_stream: a chunk requires gradients.*detach"):
+        next(stream)
+    frames = torch.randn(1, 3, 9, 8, 8), torch.randn(1, 3, 8, 8, 8, requires_grad=True)
+    with pytest.raises(ValueError, match="encode_stream: a chunk requires gradients"):
+        list(vae.encode_stream(frames))
