@@ -123,6 +123,7 @@ def test_an_overlap_that_is_whole_but_for_rounding_has_the_right_width() -> None
         ({"strip_rows": 8}, "mode='exact'"),
         ({"mode": "exact", "memory_budget_bytes": 0}, "memory_budget_bytes=0: expected a positive integer"),
         ({"mode": "exact", "strip_rows": 1.5}, r"strip_rows=1\.5: expected a positive integer"),
+        ({"mode": "exact", "strip_rows": True}, r"strip_rows=True: expected a positive integer"),
         ({"mode": "exact", "tile_sample_min_width": 64}, "no tiles"),
     ],
 )
