@@ -33,7 +33,8 @@ CHANNEL_STRIDES = ("x_c", "residual_c", "out_c", "scale_c", "shift_c")
 def build(program, pointers, constants, capability):
     constants = {**constants, **{name: 1 for name in CHANNEL_STRIDES if name in program.arg_names}}
     types = {n: "*" + pointers[n] if n in pointers else "constexpr" if n in constants else "i32" for n in program.arg_names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(program.arg_names) if types[n] != "constexpr"}
+    known = [p.num for p in program.params if types[p.name] != "constexpr" and not p.do_not_specialize]
+    aligned = {(i,): [["tt.divisibility", 16]] for i in known}
     source = ASTSource(program, types, {(program.arg_names.index(n),): value for n, value in constants.items()}, aligned)
     return compile(source, target=GPUTarget("cuda", capability, 32)).asm
 
