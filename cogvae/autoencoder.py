@@ -22,6 +22,7 @@ from cogvae.decoder import Decoder
 from cogvae.encoder import Encoder
 from cogvae.outputs import AutoencoderKLOutput, DecoderOutput
 from cogvae.posterior import DiagonalGaussianDistribution
+from cogvae.precision import cast, cast_chunks, find_dtype, weights_of
 from cogvae.streams import check_pieces, from_uint8, run_stream, to_uint8
 from cogvae.tiling import Cut, TileAxis, tile_axis
 
@@ -169,11 +170,11 @@ class AutoencoderKLCogVideoX(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """That of the encoder, where `vae.encoder.to(...)` and `vae.decoder.to(...)` have set two."""
-        return next(self.parameters()).dtype
+        return next(weights_of(self)).dtype
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return next(weights_of(self)).device
 
     def num_parameters(self, only_trainable: bool = False) -> int:
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
@@ -301,14 +302,19 @@ class AutoencoderKLCogVideoX(nn.Module):
         """Frames in pieces [B, 3, any T, H, W] to moments [B, 2*C, t, h, w], chunk by chunk: `encode` in the memory of a chunk.
 
         `num_frames` is how many frames come in all. None: as many as a single tensor has; pieces must then add up
-        to 8k+1. With `uint8` the frames are pixels of that dtype, 0 to 255. Settings are read at the first chunk.
+        to 8k+1. With `uint8` the frames are pixels of that dtype, 0 to 255.
 
-        Raises: ValueError, while it runs, if the pieces do not fit together or end elsewhere.
+        Settings, and whether gradients are wanted, are read at the first chunk; weights at every one, so leave them
+        alone until the stream has ended.
+
+        Raises: ValueError, while it runs, if the pieces do not fit together or end elsewhere, or if one requires
+            gradients after a first that did not.
         """
         check = functools.partial(check_frames, config=self.config, uint8=uint8)
         chunks = self._chunks(frames, num_frames, self.num_sample_frames_batch_size, check)
         if uint8:
-            chunks = ((from_uint8(chunk, self.dtype), is_last) for chunk, is_last in chunks)
+            dtype = find_dtype(self.encoder) or torch.float32
+            chunks = ((from_uint8(chunk, dtype), is_last) for chunk, is_last in chunks)
         return run_stream(self._encoding_loop, chunks, self._cut_frames)
 
     def decode_stream(
@@ -378,31 +384,41 @@ class AutoencoderKLCogVideoX(nn.Module):
     # The exact engine where it applies. The modules themselves are the reference path, which it is checked against.
 
     def _encoding_loop(self) -> ChunkFunction:
+        return self._loop(exact.encoding_loop, self.encoder, self.quant_conv, self._encode_chunk, first=self.encoder)
+
+    def _decoding_loop(self) -> ChunkFunction:
+        first = self.decoder if self.post_quant_conv is None else self.post_quant_conv
+        return self._loop(exact.decoding_loop, self.decoder, self.post_quant_conv, self._decode_chunk, first=first)
+
+    def _loop(
+        self,
+        engine: Callable[..., ChunkFunction],
+        network: nn.Module,
+        quant_conv: nn.Module | None,
+        by_modules: Callable[[Tensor, Tails], tuple[Tensor, Tails]],
+        *,
+        first: nn.Module,
+    ) -> ChunkFunction:
+        """Of a half of the model, whose `first` module sees the chunks."""
         limits = dataclasses.replace(self._limits, triton=self.use_triton)
 
         def start(x: Tensor, is_last: bool) -> ChunkFunction:
-            if exact.can_run((self.encoder, self.quant_conv), x):
-                return exact.encoding_loop(self.encoder, self.quant_conv, x, is_last, limits)
-            return FrameLoop(self._encode_chunk, Tails())
+            obstacle = exact.find_obstacle(network, quant_conv, cast(x, network))
+            if obstacle is None:
+                return engine(network, quant_conv, x, is_last, limits)
+            exact.report_obstacle(obstacle, limits)
+            return FrameLoop(by_modules, Tails())
 
-        return _cast_chunks(LateLoop(start), self.encoder)
-
-    def _decoding_loop(self) -> ChunkFunction:
-        limits = dataclasses.replace(self._limits, triton=self.use_triton)
-
-        def start(z: Tensor, is_last: bool) -> ChunkFunction:
-            if exact.can_run((self.decoder, self.post_quant_conv), z):
-                return exact.decoding_loop(self.decoder, self.post_quant_conv, z, is_last, limits)
-            return FrameLoop(self._decode_chunk, Tails())
-
-        return _cast_chunks(LateLoop(start), self.decoder)
+        return cast_chunks(LateLoop(start), first)
 
     def _encode_chunk(self, x: Tensor, tails: Tails) -> tuple[Tensor, Tails]:
         moments, tails = self.encoder(x, tails)
-        return (moments if self.quant_conv is None else self.quant_conv(moments)), tails
+        return (moments if self.quant_conv is None else self.quant_conv(cast(moments, self.quant_conv))), tails
 
     def _decode_chunk(self, z: Tensor, tails: Tails) -> tuple[Tensor, Tails]:
-        frames, tails = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z), tails)
+        if self.post_quant_conv is not None:
+            z = cast(self.post_quant_conv(z), self.decoder)
+        frames, tails = self.decoder(z, tails)
         return frames, tails
 
     @staticmethod
@@ -413,14 +429,3 @@ class AutoencoderKLCogVideoX(nn.Module):
             check(given)
             num_frames, given = given.shape[2] if num_frames is None else num_frames, [given]
         return split_in_chunks(check_pieces(given, check), chunk_frames, num_frames)
-
-
-def _cast_chunks(loop: ChunkFunction, network: nn.Module) -> ChunkFunction:
-    """A frame loop that takes chunks of any float dtype.
-
-    Weights of 8 bits or of integers are not what a network computes in: where there are such, chunks stay as they are.
-    """
-    dtype = next(network.parameters()).dtype
-    if not dtype.is_floating_point or dtype.itemsize < 2:
-        return loop
-    return lambda chunk, is_last: loop(chunk.to(dtype), is_last)

@@ -6,9 +6,17 @@ at once, and `memory` what that takes.
 Nothing is kept on the modules, and their weights are read anew at every chunk.
 """
 
-from cogvae.exact.eligible import can_run
+from cogvae.exact.eligible import find_obstacle, report_obstacle
 from cogvae.exact.loops import decoding_loop, encoding_loop
 from cogvae.exact.memory import MemoryBudgetError, find_least_bytes
 from cogvae.exact.plan import Limits
 
-__all__ = ["Limits", "MemoryBudgetError", "can_run", "decoding_loop", "encoding_loop", "find_least_bytes"]
+__all__ = [
+    "Limits",
+    "MemoryBudgetError",
+    "decoding_loop",
+    "encoding_loop",
+    "find_least_bytes",
+    "find_obstacle",
+    "report_obstacle",
+]

@@ -66,5 +66,5 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("memory_budget_bytes", "strip_rows"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value > 0):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r}: expected a positive integer, or None")

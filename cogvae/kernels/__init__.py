@@ -5,6 +5,8 @@
 
 import functools
 import importlib.util
+import logging
+import os
 from typing import Protocol
 
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 
 from cogvae.kernels import twins
 from cogvae.kernels.twins import Spread
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Operations", "Spread", "choose_triton", "find_operations"]
 
@@ -42,22 +46,40 @@ class ScaleShiftAct(Protocol):
 
 
 def choose_triton(wanted: bool | None, device: torch.device) -> bool:
-    """Whether the Triton kernels run on a device. None: where it is CUDA, and Triton is installed.
+    """Whether the Triton kernels run on a device. None: where it is CUDA, and Triton is installed and builds kernels.
 
-    Raises: ImportError if they are wanted and Triton is not installed.
+    Raises: ImportError if they are wanted and Triton is not installed; ValueError if they are wanted elsewhere than
+        on CUDA, where they run in Triton's interpreter only.
     """
     if wanted is False or device.type == "meta":
         return False
     if wanted:
         if not _has_triton():
             raise ImportError("use_triton=True, but triton is not installed: install it, or set use_triton to None or False")
+        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ValueError(
+                f"use_triton=True, but the model is on {device}: Triton kernels need a CUDA device. Set use_triton to None or "
+                "False, or TRITON_INTERPRET=1 before Python starts to run them in Triton's interpreter, for tests"
+            )
         return True
-    return device.type == "cuda" and _has_triton()
+    return device.type == "cuda" and _has_triton() and _can_launch(device)
 
 
 @functools.cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _can_launch(device: torch.device) -> bool:
+    """Whether Triton can build a kernel for this GPU and start it; a warning if not. Tried once a device."""
+    try:
+        find_operations(triton=True).finish(torch.zeros(1, 1, 1, 1, 1, device=device), 1, None, None)
+    # Whatever is missing, a C compiler or support of an old GPU, the twins do without it.
+    except Exception as error:
+        logger.warning("Triton kernels cannot run, plain PyTorch does their work device=%s error=%r", device, error)
+        return False
+    return True
 
 
 def find_operations(triton: bool) -> Operations:

@@ -2,7 +2,8 @@
 
 Offsets are int64: an activation may have more than 2^31 elements. Cells (the pixels of all frames, counted through) are
 int32, as they are divided, which is slow in 64 bits. `WIDE` is the dtype of sums, float32 at least. A tile has `CELLS`
-cells and `CHANNELS` of their channels.
+cells and `CHANNELS` of their channels. Sizes in cells are not specialised: each kind of them would be compiled anew, and
+only channels and strides decide how wide loads and stores are.
 """
 
 import triton
@@ -18,7 +19,7 @@ def cell_offsets(cell, height, width, stride_t, stride_h, stride_w, REPEAT: tl.c
     return (frame // REPEAT).to(tl.int64) * stride_t + h * stride_h + w * stride_w
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width", "cells", "cells_per_split"])
 def finish_splits(
     x,
     bias,
@@ -88,7 +89,7 @@ def finish_splits(
     tl.store(squares + at_split, square, mask=in_channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits", "cells", "cells_per_split"])
 def merge_splits(
     means,
     squares,
@@ -130,7 +131,7 @@ def merge_splits(
     tl.store(group_squares + at, tl.sum(square, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width", "cells", "rows_per_cell", "columns_per_cell"])
 def scale_shift_silu(
     x,
     scale,

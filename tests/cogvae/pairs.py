@@ -48,9 +48,11 @@ def make_tiny(dtype: torch.dtype = torch.float32, **overrides: Any) -> Autoencod
 def reference_path(vae: AutoencoderKLCogVideoX) -> Iterator[None]:
     """Plain modules instead of the exact engine, which leaves a hooked model alone."""
     hooks = [part.conv_in.register_forward_hook(lambda *_: None) for part in (vae.encoder, vae.decoder)]
-    yield
-    for hook in hooks:
-        hook.remove()
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -67,10 +67,23 @@ def test_doubling_and_convolving_is_one_transposed_convolution() -> None:
     assert relative_error(F.conv_transpose2d(x, folding.fold_upsample(weight), stride=2, padding=1), expected) < EXACT
 
 
-def test_folded_kernels_are_summed_before_they_are_rounded() -> None:
-    weight = torch.tensor([1.0, 2.0**-9, 2.0**-9], dtype=torch.bfloat16).view(1, 1, 3, 1, 1).expand(1, 1, 3, 3, 3)
-    assert folding.fold_still(weight).flatten()[0] == 1 + 2.0**-8 or folding.fold_still(weight).flatten()[0] == 1.0078125
-    assert folding.fold_pairs(weight)[1][0, 0, 1, 0, 0] == 2.0**-8
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_folded_kernels_are_summed_before_they_are_rounded(dtype: torch.dtype) -> None:
+    weight = torch.randn(5, 3, 3, 3, 3).to(dtype)
+    first, second, third = weight.unbind(2)
+    wide = weight.double()
+    assert torch.equal(folding.fold_still(weight), wide.sum(2).to(dtype))
+    assert not torch.equal(wide.sum(2).to(dtype), first + second + third)
+    assert torch.equal(folding.fold_pairs(weight)[0][:, :, 0], (wide[:, :, 0] + wide[:, :, 1]).to(dtype))
+    assert torch.equal(folding.fold_pairs(weight)[1][:, :, 1], (wide[:, :, 1] + wide[:, :, 2]).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_folded_upsampler_is_summed_before_it_is_rounded(dtype: torch.dtype) -> None:
+    weight = torch.randn(5, 3, 3, 3).to(dtype)
+    assert torch.equal(folding.fold_upsample(weight), folding.fold_upsample(weight.double()).to(dtype))
+    corner = (weight[..., 1, 1] + weight[..., 1, 2]) + (weight[..., 2, 1] + weight[..., 2, 2])
+    assert not torch.equal(folding.fold_upsample(weight)[:, :, 1, 1].T, corner)
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 2)), min_size=1, max_size=6), st.floats(-1e3, 1e3))

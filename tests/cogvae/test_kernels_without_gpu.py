@@ -33,7 +33,8 @@ CHANNEL_STRIDES = ("x_c", "residual_c", "out_c", "scale_c", "shift_c")
 def build(program, pointers, constants, capability):
     constants = {**constants, **{name: 1 for name in CHANNEL_STRIDES if name in program.arg_names}}
     types = {n: "*" + pointers[n] if n in pointers else "constexpr" if n in constants else "i32" for n in program.arg_names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(program.arg_names) if types[n] != "constexpr"}
+    known = [p.num for p in program.params if types[p.name] != "constexpr" and not p.do_not_specialize]
+    aligned = {(i,): [["tt.divisibility", 16]] for i in known}
     source = ASTSource(program, types, {(program.arg_names.index(n),): value for n, value in constants.items()}, aligned)
     return compile(source, target=GPUTarget("cuda", capability, 32)).asm
 
@@ -92,6 +93,7 @@ def test_triton_is_not_imported_before_a_kernel_is_called() -> None:
 
 def test_kernels_are_chosen_on_cuda_where_triton_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     devices = [torch.device(name) for name in ("cuda", "cpu", "meta")]
+    monkeypatch.setattr(kernels, "_can_launch", lambda device: True)
     for is_installed, expected in ((True, [True, False, False]), (False, [False] * 3)):
         monkeypatch.setattr(kernels, "_has_triton", lambda answer=is_installed: answer)
         assert [choose_triton(None, device) for device in devices] == expected
@@ -99,8 +101,36 @@ def test_kernels_are_chosen_on_cuda_where_triton_is_installed(monkeypatch: pytes
     with pytest.raises(ImportError, match="use_triton=True, but triton is not installed"):
         choose_triton(True, devices[0])
     monkeypatch.setattr(kernels, "_has_triton", lambda: True)
-    assert [choose_triton(True, device) for device in devices] == [True, True, False]
+    assert [choose_triton(True, device) for device in (devices[0], devices[2])] == [True, False]
     assert find_operations(False) is twins
+
+
+def test_kernels_that_are_wanted_on_a_processor_run_in_the_interpreter_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_has_triton", lambda: True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    vae = make_tiny()
+    vae.use_triton = True
+    with torch.no_grad(), pytest.raises(ValueError, match="the model is on cpu: Triton kernels need a CUDA device"):
+        vae.decode(torch.randn(1, 4, 1, 1, 1))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert choose_triton(True, torch.device("cpu"))
+
+
+def test_a_gpu_for_which_triton_builds_nothing_gets_the_twins_and_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(triton: bool) -> None:
+        raise RuntimeError("no C compiler")
+
+    device = torch.device("cuda", 7)
+    monkeypatch.setattr(kernels, "_has_triton", lambda: True)
+    monkeypatch.setattr(kernels, "find_operations", fail)
+    kernels._can_launch.cache_clear()
+    assert [choose_triton(None, device) for _ in range(2)] == [False, False]
+    assert choose_triton(True, device)  # and its error when it runs
+    (record,) = caplog.records
+    assert "plain PyTorch does their work device=cuda:7 error=RuntimeError('no C compiler')" in record.message
+    kernels._can_launch.cache_clear()
 
 
 def test_the_models_switch_reaches_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:

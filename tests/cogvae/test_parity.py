@@ -29,6 +29,7 @@ def random_frames(num_frames: int, batch: int, height: int, width: int) -> Tenso
 
 
 @pytest.mark.parametrize("ratio", [2, 4, 8])
+@pytest.mark.usefixtures("by_engine")
 @torch.no_grad()
 def test_every_frame_count_gives_diffusers_numbers(ratio: int) -> None:
     ours, reference = make_pair(temporal_compression_ratio=ratio)
@@ -43,6 +44,7 @@ def test_every_frame_count_gives_diffusers_numbers(ratio: int) -> None:
 
 @pytest.mark.parametrize(("num_frames", "latent_frames"), [(1, 1), (9, 3), (16, 4), (49, 13)])
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 15), (33, 16), (24, 41)])
+@pytest.mark.usefixtures("by_engine")
 @torch.no_grad()
 def test_odd_and_even_sizes_give_diffusers_numbers(height: int, width: int, num_frames: int, latent_frames: int) -> None:
     ours, reference = make_pair()
@@ -55,6 +57,7 @@ def test_odd_and_even_sizes_give_diffusers_numbers(height: int, width: int, num_
 
 @pytest.mark.parametrize(("num_frames", "latent_frames"), [(1, 1), (9, 3), (16, 4), (49, 13)])
 @pytest.mark.parametrize("slicing", [True, False])
+@pytest.mark.usefixtures("by_engine")
 @torch.no_grad()
 def test_batches_give_diffusers_numbers_with_and_without_slicing(slicing: bool, num_frames: int, latent_frames: int) -> None:
     ours, reference = make_pair()
@@ -76,6 +79,7 @@ def test_batches_give_diffusers_numbers_with_and_without_slicing(slicing: bool, 
         {"temporal_compression_ratio": 1},
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("by_engine")
 @torch.no_grad()
 def test_other_constructor_arguments_give_diffusers_numbers(options: dict[str, Any]) -> None:
     ours, reference = make_pair(**options)
@@ -85,6 +89,7 @@ def test_other_constructor_arguments_give_diffusers_numbers(options: dict[str, A
     assert relative_error(ours.decode(z).sample, reference.decode(z).sample) < EXACT
 
 
+@pytest.mark.usefixtures("by_engine")
 @torch.no_grad()
 def test_users_may_set_the_chunk_sizes_as_in_diffusers() -> None:
     ours, reference = make_pair()
@@ -97,6 +102,7 @@ def test_users_may_set_the_chunk_sizes_as_in_diffusers() -> None:
 
 
 @pytest.mark.parametrize("ratio", [2, 4, 8])
+@pytest.mark.usefixtures("by_engine")
 @torch.no_grad()
 def test_fp32_stays_within_1e_5_of_diffusers(ratio: int) -> None:
     ours, reference = make_pair(torch.float32, temporal_compression_ratio=ratio)
@@ -112,6 +118,7 @@ def test_fp32_stays_within_1e_5_of_diffusers(ratio: int) -> None:
 @pytest.mark.parametrize(
     ("num_frames", "dtype"), [(1, torch.bfloat16), (9, torch.bfloat16), (16, torch.bfloat16), (9, torch.float16)]
 )
+@pytest.mark.usefixtures("by_engine")
 @torch.no_grad()
 def test_16_bits_are_as_close_to_the_truth_as_diffusers(num_frames: int, dtype: torch.dtype) -> None:
     """Errors are sums over fresh draws: a single one tells more of its weights and pixels than of the arithmetic."""
@@ -131,6 +138,7 @@ def test_16_bits_are_as_close_to_the_truth_as_diffusers(num_frames: int, dtype: 
     assert 0 < errors["decode"] <= 1.05 * errors["decode diffusers"], errors
 
 
+@pytest.mark.usefixtures("by_engine")
 @torch.no_grad()
 def test_sampling_with_a_seed_gives_diffusers_frames() -> None:
     ours, reference = make_pair()
@@ -179,6 +187,7 @@ PUBLISHED: dict[str, Any] = {
     ("dtype", "bound", "num_frames", "size"),
     [(torch.float64, EXACT, 9, 32), (torch.float32, 1e-5, 9, 96), (torch.float32, 1e-5, 49, 32)],
 )
+@pytest.mark.usefixtures("by_engine")
 @torch.no_grad()
 def test_the_published_shape_gives_diffusers_numbers(dtype: torch.dtype, bound: float, num_frames: int, size: int) -> None:
     ours, reference = make_pair(dtype, **PUBLISHED)
@@ -190,6 +199,7 @@ def test_the_published_shape_gives_diffusers_numbers(dtype: torch.dtype, bound: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.usefixtures("by_engine")
 @torch.no_grad()
 def test_the_published_shape_in_16_bits_is_as_close_to_the_truth_as_diffusers(dtype: torch.dtype) -> None:
     ours, reference = make_pair(dtype, **PUBLISHED)

@@ -1,5 +1,6 @@
 """Encoder and decoder each compute in a dtype of their own, whatever comes in."""
 
+import contextlib
 import copy
 
 import pytest
@@ -92,3 +93,34 @@ def test_weights_that_are_stored_in_8_bits_do_not_decide_the_dtype_of_what_comes
     with pytest.raises(InterruptedError):
         vae.decode(torch.randn(1, 4, 3, 1, 1))
     assert seen == [torch.float32]
+
+
+@torch.no_grad()
+def test_pixels_come_in_float32_where_the_weights_are_stored_in_8_bits() -> None:
+    vae = make_tiny()
+    seen: list[torch.dtype] = []
+
+    def note(_: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0].dtype)
+        raise InterruptedError
+
+    vae.encoder.to(torch.float8_e4m3fn)
+    vae.encoder.register_forward_pre_hook(note)
+    with pytest.raises(InterruptedError):
+        next(vae.encode_stream(torch.zeros(1, 3, 1, 8, 8, dtype=torch.uint8), uint8=True))
+    assert seen == [torch.float32]
+
+
+@pytest.mark.parametrize("by_modules", [False, True])
+@torch.no_grad()
+def test_quant_convs_keep_a_dtype_of_their_own(by_modules: bool) -> None:
+    single = AutoencoderKLCogVideoX.from_config(make_tiny().config, use_quant_conv=True, use_post_quant_conv=True)
+    both = split(single, torch.float64, torch.float64)
+    x = torch.randn(1, 3, 9, 16, 16)
+    expected = single(x).sample
+    with reference_path(both) if by_modules else contextlib.nullcontext():
+        assert both.encode(x).latent_dist.parameters.dtype == torch.float32
+        assert relative_error(both(x).sample, expected) < 1e-4
+        assert both(x).sample.dtype == torch.float64
+        z = torch.randn(1, 4, 3, 1, 1)
+        assert torch.equal(torch.cat(list(both.decode_stream(z)), dim=2), both.decode(z).sample)

@@ -44,6 +44,7 @@ lengths = st.lists(st.integers(0, 20), min_size=1, max_size=8)
 
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from([*range(1, 18), 49]), lengths, st.sampled_from([(8, 8), (9, 15), (17, 8)]))
+@pytest.mark.usefixtures("by_engine")
 @torch.no_grad()
 def test_an_encode_stream_equals_the_whole(num_frames: int, lengths: list[int], size: tuple[int, int]) -> None:
     vae = shared_model()
@@ -57,6 +58,7 @@ def test_an_encode_stream_equals_the_whole(num_frames: int, lengths: list[int], 
 
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from([*range(1, 18), 49]), lengths, st.sampled_from([(1, 1), (1, 3), (3, 2)]))
+@pytest.mark.usefixtures("by_engine")
 @torch.no_grad()
 def test_a_decode_stream_equals_the_whole(num_frames: int, lengths: list[int], size: tuple[int, int]) -> None:
     vae = shared_model()
@@ -87,6 +89,7 @@ def test_a_result_comes_as_soon_as_its_chunk_is_there() -> None:
 
 
 @pytest.mark.parametrize("slicing", [False, True])
+@pytest.mark.usefixtures("by_engine")
 @torch.no_grad()
 def test_tiles_and_clips_of_a_stream_go_in_step(slicing: bool) -> None:
     vae = make_tiny(torch.float64)
@@ -102,6 +105,7 @@ def test_tiles_and_clips_of_a_stream_go_in_step(slicing: bool) -> None:
     assert relative_error(vae.decode(z).sample, frames) > 1e-3
 
 
+@pytest.mark.usefixtures("by_engine")
 @torch.no_grad()
 def test_settings_that_change_in_mid_stream_hold_for_the_next_one() -> None:
     vae = make_tiny(torch.float64)
@@ -113,6 +117,7 @@ def test_settings_that_change_in_mid_stream_hold_for_the_next_one() -> None:
     assert relative_error(torch.cat([first, *stream], dim=2), expected) < EXACT
 
 
+@pytest.mark.usefixtures("by_engine")
 @torch.no_grad()
 def test_streams_of_one_model_do_not_see_each_other() -> None:
     vae = shared_model()
@@ -153,6 +158,7 @@ def test_results_are_let_go_before_the_next_is_computed() -> None:
     assert result() is None
 
 
+@pytest.mark.usefixtures("by_engine")
 @torch.no_grad()
 def test_uint8_goes_in_and_comes_out_by_argument() -> None:
     vae = make_tiny()
@@ -232,3 +238,27 @@ def test_gradients_pass_through_a_stream() -> None:
         decode(leaf).square().sum().backward()
         grads.append(leaf.grad)
     assert relative_error(*grads) < EXACT
+
+
+def test_a_stream_that_begins_without_gradients_goes_on_without() -> None:
+    vae = make_tiny(torch.float64)
+    z = torch.randn(1, 4, 5, 1, 2, dtype=torch.float64)
+    expected = vae.decode(z).sample.detach()
+    stream = vae.decode_stream(z)
+    with torch.no_grad():
+        first = next(stream)
+    rest = torch.cat(list(stream), dim=2)
+    assert not rest.requires_grad
+    assert relative_error(torch.cat([first, rest], dim=2), expected) < EXACT
+
+
+def test_a_later_piece_that_requires_gradients_is_refused() -> None:
+    vae = make_tiny().requires_grad_(False)
+    pieces = torch.randn(1, 4, 3, 1, 2), torch.randn(1, 4, 2, 1, 2, requires_grad=True)
+    stream = vae.decode_stream(pieces)
+    next(stream)
+    with pytest.raises(ValueError, match=r"decode_stream: a chunk requires gradients.*detach"):
+        next(stream)
+    frames = torch.randn(1, 3, 9, 8, 8), torch.randn(1, 3, 8, 8, 8, requires_grad=True)
+    with pytest.raises(ValueError, match="encode_stream: a chunk requires gradients"):
+        list(vae.encode_stream(frames))

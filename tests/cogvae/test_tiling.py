@@ -21,6 +21,7 @@ EXACT = 1e-10
         ((32, 48, 3 / 4, 2 / 3), (40, 56)),
     ],
 )
+@pytest.mark.usefixtures("by_engine")
 @torch.no_grad()
 def test_tiles_of_any_size_and_overlap_give_diffusers_numbers(tile: tuple[Any, ...], size: tuple[int, int]) -> None:
     ours, reference = make_pair()
@@ -36,6 +37,7 @@ def test_tiles_of_any_size_and_overlap_give_diffusers_numbers(tile: tuple[Any, .
     assert relative_error(ours.decode(z, return_dict=False)[0], decoded) < EXACT
 
 
+@pytest.mark.usefixtures("by_engine")
 @torch.no_grad()
 def test_the_default_tile_is_half_the_sample_with_diffusers_overlap() -> None:
     ours, reference = make_pair(torch.float32)
@@ -61,6 +63,7 @@ def test_the_default_geometry_of_the_published_models_gives_diffusers_numbers() 
     assert relative_error(ours.decode(z).sample, reference.decode(z).sample) < 1e-5
 
 
+@pytest.mark.usefixtures("by_engine")
 @torch.no_grad()
 def test_bf16_tiles_are_as_close_to_the_truth_as_diffusers() -> None:
     ours, reference = make_pair(torch.bfloat16)
@@ -120,6 +123,7 @@ def test_an_overlap_that_is_whole_but_for_rounding_has_the_right_width() -> None
         ({"strip_rows": 8}, "mode='exact'"),
         ({"mode": "exact", "memory_budget_bytes": 0}, "memory_budget_bytes=0: expected a positive integer"),
         ({"mode": "exact", "strip_rows": 1.5}, r"strip_rows=1\.5: expected a positive integer"),
+        ({"mode": "exact", "strip_rows": True}, r"strip_rows=True: expected a positive integer"),
         ({"mode": "exact", "tile_sample_min_width": 64}, "no tiles"),
     ],
 )
@@ -131,6 +135,7 @@ def test_invalid_tiling_arguments_change_nothing(arguments: dict[str, Any], mess
     assert before == {name: value for name, value in vars(vae).items() if name.startswith(("tile_", "use_"))}
 
 
+@pytest.mark.usefixtures("by_engine")
 @torch.no_grad()
 def test_exact_mode_is_the_untiled_result_at_any_size() -> None:
     vae = make_tiny()
