@@ -45,6 +45,7 @@ def make_spec(storage: Storage) -> encode_worker.EncodeSpec:
         storage=storage,
         recipe="r",
         columns=pa.schema([]),
+        superseded=frozenset(),
         frame_budget_bytes=1,
         shared=(),
         make_engine=lambda: SimpleNamespace(tighten=None, is_out_of_memory=None),  # type: ignore[arg-type,return-value]

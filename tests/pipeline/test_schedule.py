@@ -259,26 +259,6 @@ def test_actors_that_fail_to_start_end_the_run_with_the_last_error() -> None:
     assert "3 VAE actors in a row died while starting, the last by: no weights" in cluster.end.error
 
 
-def test_a_place_where_no_actor_starts_does_not_end_the_run_of_those_that_work() -> None:
-    cluster = make_cluster(4 * MAX_START_FAILURES, actors=1)
-    (working,) = cluster.actors
-    cluster.tell(CapacityChanged(actors=2))
-    waited_s = 0
-    for _ in range(2 * MAX_START_FAILURES):
-        while len(cluster.actors) == 1:
-            cluster.wait(1)
-            waited_s += 1
-        cluster.start(next(number for number in cluster.actors if number != working), ok=False)
-        assert cluster.end is None
-    assert 60 < waited_s < 200
-    cluster.lose(working, "killed")
-    while not cluster.actors:
-        cluster.wait(1)
-    cluster.start(next(iter(cluster.actors)), ok=False)
-    assert cluster.end is not None
-    assert "VAE actors in a row died while starting" in str(cluster.end.error)
-
-
 def test_an_actor_that_never_gets_ready_is_a_failed_start_and_one_that_lost_its_node_is_none() -> None:
     cluster = SimCluster(3)
     cluster.tell(CapacityChanged(actors=1))
