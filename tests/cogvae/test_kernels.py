@@ -217,10 +217,11 @@ def test_in_16_bits_a_model_errs_no_more_than_with_the_twins(dtype: torch.dtype)
     vae = make_tiny(torch.float64).to(DEVICE, dtype)
     truth = make_tiny(torch.float64).to(DEVICE)
     truth.load_state_dict(vae.state_dict())
-    z = torch.randn(1, 4, 3, 1, 2, device=DEVICE).to(dtype)
-    expected = truth.decode(z.double()).sample
-    errors = []
-    for vae.use_triton in (True, False):  # type: ignore[assignment]
-        errors.append(relative_error(vae.decode(z).sample, expected))
+    errors = [0.0, 0.0]
+    for _ in range(4):  # of one latent the error is a matter of luck
+        z = torch.randn(1, 4, 3, 1, 2, device=DEVICE).to(dtype)
+        expected = truth.decode(z.double()).sample
+        for i, vae.use_triton in enumerate((True, False)):  # type: ignore[assignment]
+            errors[i] += relative_error(vae.decode(z).sample, expected)
     # The interpreter cuts bfloat16 off where a GPU rounds it: twice the error of a value.
     assert errors[0] < (3.0 if INTERPRETED and dtype == torch.bfloat16 else 1.3) * errors[1]
