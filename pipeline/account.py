@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from pipeline.types import Rejection, ShardSummary
+from pipeline.types import Rejection
 
 
 class ExitCode(IntEnum):
@@ -42,9 +42,6 @@ class Account:
     @property
     def pending(self) -> int:
         return self.planned - self.written - self.quarantined - self.filtered
-
-    def add_shard(self, summary: ShardSummary) -> None:
-        self.add_counts(summary.num_rows, summary.size_bytes, count_left_out(summary.rejections))
 
     def add_rejections(self, rejections: Iterable[Rejection]) -> None:
         self.add_counts(0, 0, count_left_out(rejections))

@@ -7,6 +7,7 @@ under a field is what ``--help`` prints.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
@@ -258,7 +259,7 @@ class Settings(BaseSettings):
         return {section: {name: redact(value) for name, value in values.items()} for section, values in sections}
 
 
-class JobConfig(Settings):
+class JobConfig(Settings, ABC):
     """What the driver must know of a job, whatever its work is. Sections of the same names add to these."""
 
     input: SourceConfig
@@ -268,9 +269,9 @@ class JobConfig(Settings):
     run: RunControlConfig = RunControlConfig()
 
     @property
+    @abstractmethod
     def work(self) -> WorkConfig:
         """The section that says how actors work."""
-        raise NotImplementedError
 
     @property
     def stored(self) -> StoredTensors:

@@ -227,7 +227,6 @@ class DecodeJob:
             Rejection(
                 sample_id=planned.sample_id,
                 uri=planned.uri,
-                frame_start=0,
                 frame_end=planned.num_frames,
                 status="quarantined",
                 stage=error.stage,

@@ -111,7 +111,6 @@ class LatentPlanner(Planner[ProbedLatents, PlannedLatent]):
         return Rejection(
             sample_id=item.sample_id,
             uri=item.uri,
-            frame_start=0,
             frame_end=item.num_frames,
             status="quarantined",
             stage="plan",

@@ -70,8 +70,6 @@ def _planned_again(item: PlannedItem) -> Rejection:
     return Rejection(
         sample_id=item.sample_id,
         uri=item.uri,
-        frame_start=0,
-        frame_end=0,
         status="filtered",
         stage="plan",
         reason="superseded",

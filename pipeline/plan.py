@@ -210,8 +210,6 @@ def _rejection(video: ProbedVideo, status: Status, stage: str, reason: str, deta
     return Rejection(
         sample_id=video.key,  # by which a later generation knows it
         uri=video.uri,
-        frame_start=0,
-        frame_end=0,
         status=status,
         stage=stage,
         reason=reason,

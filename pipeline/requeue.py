@@ -138,8 +138,6 @@ def _not_listed(outcome: OutcomeRef) -> Rejection:
     return Rejection(
         sample_id=outcome.sample_id,
         uri=outcome.uri,
-        frame_start=0,
-        frame_end=0,
         status="filtered",
         stage="plan",
         reason="not_listed",

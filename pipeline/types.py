@@ -191,8 +191,9 @@ class Rejection:
 
     sample_id: str
     uri: str
-    frame_start: int
-    frame_end: int
+    frame_start: int = 0
+    frame_end: int = 0
+    """0 where it is a file as a whole."""
     status: Status
     stage: str
     reason: str

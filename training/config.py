@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from pipeline.config import Section, StorageOptions
+from pipeline.config import Section, Settings, StorageOptions
 
 _SHAPE_KEY = re.compile(r"(\d+)x(\d+)x(\d+)x(\d+)")
 
@@ -155,35 +154,14 @@ class RunSettings(Section):
     """Steps between evaluations on the held-out clips, each followed by an export."""
 
 
-class TrainConfig(BaseSettings):
+class TrainConfig(Settings):
     """Everything that one training run needs."""
-
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        use_attribute_docstrings=True,
-        cli_kebab_case=False,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        nested_model_default_partial_update=True,
-    )
 
     run: RunSettings
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # The environment is no source: a variable named RUN must not become a setting.
-        return (init_settings,)
 
     @property
     def shapes(self) -> tuple[BatchShape, ...]:

@@ -82,8 +82,6 @@ class _Candidate:
         return Rejection(
             sample_id=self.file.key if is_file else digest(self.file.key, self.source_id),
             uri=self.file.uri,
-            frame_start=0,
-            frame_end=0,
             status=status,
             stage=error.stage,
             reason=error.reason,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
@@ -26,7 +27,7 @@ _CHUNK_BYTES = 256 << 10
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
-class HeldAnswer(Response):
+class HeldAnswer(Response, ABC):
     """An answer whose memory is held until its client has it all, leaves, or takes it too slowly.
 
     Where it fails or is too slow, the connection is cut: the answer is never ended properly.
@@ -43,9 +44,9 @@ class HeldAnswer(Response):
         self._held = held
         self._making_s = making_s
 
+    @abstractmethod
     def pieces(self) -> AsyncGenerator[bytes, None]:
         """The body."""
-        raise NotImplementedError
 
     def leave(self) -> None:
         """Give back what the answer held."""

@@ -77,13 +77,9 @@ class Storage:
         Raises:
             ConfigError, StorageFullError: as ``put``.
         """
-        self.find_out_guarantees()
-        return bool(self._conditional)
-
-    def find_out_guarantees(self) -> None:
-        """Have ``has_conditional_put`` tried out, unless it is. Each process that commits does so before it begins."""
         if self._conditional is None:
             self._conditional = self._try_conditional_put()
+        return self._conditional
 
     def local_path(self, path: str) -> str:
         """The file's path on this machine's disk. Raises: ValueError: the storage is remote."""

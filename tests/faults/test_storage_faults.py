@@ -260,7 +260,7 @@ def test_output_that_may_only_be_read_is_said_so(disturbed: Storage, direct: Sto
     proxy.rules = [Rule("refuse", methods=("PUT",))]
     assert disturbed.read("a") == SMALL
     with pytest.raises(ConfigError, match=r"cannot be written: .*access refused"):
-        disturbed.find_out_guarantees()
+        assert disturbed.has_conditional_put
 
 
 @pytest.mark.parametrize("code", ["XMinioStorageFull", "QuotaExceeded"])

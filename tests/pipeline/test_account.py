@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.account import Account
-from tests.pipeline.dataset.builders import make_rejection, make_summary
+from pipeline.account import Account, count_left_out
+from tests.pipeline.dataset.builders import make_rejection
 
 
 def make_account() -> Account:
     account = Account(planned=20)
     rejections = (make_rejection(0), make_rejection(1), make_rejection(2, "filtered"))
-    account.add_shard(make_summary(num_rows=10, size_bytes=1000, rejections=rejections))
+    account.add_counts(10, 1000, count_left_out(rejections))
     return account
 
 
