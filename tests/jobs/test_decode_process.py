@@ -92,6 +92,7 @@ def watcher(tmp_path: Path) -> Iterator[Watcher]:
         yield watcher
 
 
+@pytest.mark.slow  # the matrix has a short cell of a killed driver
 @pytest.mark.usefixtures("many_latents")
 def test_a_driver_killed_in_the_middle_resumes_to_the_same_videos(
     make_decode_config: Any, tmp_path: Path, ray_tmp: Path, watcher: Watcher

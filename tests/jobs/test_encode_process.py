@@ -42,6 +42,7 @@ def committed(config: RunConfig) -> int:
     return len(list(Path(config.output.uri).rglob("data/**/*.parquet")))
 
 
+@pytest.mark.slow  # the matrix has a short cell of a killed driver
 @pytest.mark.usefixtures("many_clips")
 def test_a_driver_killed_in_the_middle_resumes_to_the_same_rows(make_config: Any, tmp_path: Path, ray_tmp: Path) -> None:
     undisturbed = make_config(output={"uri": str(tmp_path / "undisturbed")})
@@ -80,6 +81,7 @@ def test_usage_errors_exit_with_2_and_name_the_setting(make_config: Any, ray_tmp
     assert "encode.batch_size" in result.stderr
 
 
+@pytest.mark.slow  # the matrix has input and output there
 def test_input_output_and_weights_may_be_in_object_storage(
     make_config: Any, s3: Any, tiny_vae: Path, clips: Path, ray_tmp: Path
 ) -> None:
